@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from studies.scenes.scene import plan_held_out, render
-from swag_models.preprocess import read_image
+from swag_models.image_decoding import read_image
 from swag_models.recipe.data.image_set import ImageSet, fingerprint, index_images
 from swag_models.recipe.data.pack_copies import LIKE_THRESHOLD
 from swag_models.recipe.data.thumbnails import WIDTH

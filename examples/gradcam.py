@@ -16,8 +16,8 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import show_cam_on_image
 
 import swag_models
+from swag_models.image_decoding import read_image
 from swag_models.models import ViT
-from swag_models.preprocess import read_image
 
 NAME = "vit_nano_hashtags"
 path = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "scenes" / "flower.jpg"

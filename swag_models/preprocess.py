@@ -1,137 +1,35 @@
-"""Convert image files to model input: decode to upright RGB, then resize, crop and normalise.
+"""Convert images to model input: resize, crop and normalise.
 
 Axes: C channels, H W pixels.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from functools import cache
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
 from swag_models.formatting import describe
-from swag_models.image_formats import PROGRAM_FORMATS, image_errors, open_image, read_orientation
+from swag_models.image_decoding import (
+    BLACK_16_BITS,
+    Box,
+    View,
+    decode_view,
+    to_rgb,
+    warn_of_dark,
+)
+from swag_models.image_formats import image_errors
 from swag_models.spec import Preprocess
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-logger = logging.getLogger("swag_models")
-TIFF_DEPTH = 258  # tag BitsPerSample
 MAX_PIXELS = 89_478_485  # of a resized image: a quarter of 1 GiB as RGB
-# Entries of `Image.info` in which Pillow looks for an orientation
-ORIENTATION_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
-BLACK_16_BITS = "its 16-bit values are all below 256, which would be black; convert it to 8 bits"
 TENSOR_TYPES = ("uint8", "uint16", "float16", "bfloat16", "float32", "float64")
-# By EXIF orientation. Pillow's `exif_transpose` also rewrites the other tags, and fails on
-# malformed ones.
-TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def read_image(
-    source: str | os.PathLike[str] | IO[bytes] | Image.Image, name: str | None = None
-) -> Image.Image:
-    """Read an image as upright 8-bit RGB. For an animation, read the first frame.
-
-    Args:
-        source: a path, an open file or a PIL image.
-        name: what messages call it, if `source` is not a path.
-
-    Raises:
-        ImageError: not an image, damaged, too large, without pixels, or without a defined
-            conversion to RGB.
-    """
-    name = name or (str(source) if isinstance(source, (str, os.PathLike)) else "the image")
-    with image_errors(name):
-        if isinstance(source, Image.Image):
-            return to_rgb(source)
-        with open_image(source) as image:
-            return to_rgb(image)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to upright 8-bit RGB.
-
-    The EXIF orientation is applied, 16 bits are scaled to 8, and transparent parts become white.
-
-    Raises:
-        ImageError: an image without pixels, or whose range of values is not defined.
-    """
-    if 0 in image.size:
-        raise ImageError("it has no pixels")
-    if image.format in PROGRAM_FORMATS:
-        raise ImageError(f"{image.format} is not read; convert it to JPEG or PNG")
-    has_16_bits = any(";16" in str(tile[-1]) for tile in getattr(image, "tile", None) or ())
-    # Pillow reads 12 bits as the low bits of 16. Other tags do not state a range (TIFF 6.0).
-    depths = getattr(image, "tag_v2", {}).get(TIFF_DEPTH, ())
-    image.load()  # a PNG may state its orientation after the pixels, and a TIFF is made upright
-    kind = image.format  # not kept by `transpose`
-    if (transposition := TRANSPOSITIONS.get(read_orientation(image))) is not None:
-        info = image.info
-        image = image.transpose(transposition)
-        # Drop the orientation, so that later code does not rotate the image a second time.
-        image.info = {key: value for key, value in info.items() if key not in ORIENTATION_KEYS}
-    # Pillow reads 16-bit grey as "I;16", but from these formats also as "I", which has 32 bits.
-    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
-        return _scale_to_8_bits(image, 12 if tuple(depths) == (12,) else 16)
-    if has_16_bits:  # of which Pillow keeps the high 8
-        _warn_of_dark(256 * max(np.ravel(image.getextrema())[1:6:2]))
-    if image.mode in ("I", "F"):
-        numbers = "32-bit floating-point" if image.mode == "F" else "32-bit integer"
-        raise ImageError(f"a {numbers} image has no defined range; convert it to 8 or 16 bits")
-    if image.mode == "La":  # premultiplied alpha, which Pillow converts to LA only
-        image = image.convert("LA")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        # Blend with white: Pillow's own conversion would show the colours of transparent pixels.
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _scale_to_8_bits(image: Image.Image, depth: int) -> Image.Image:
-    """Convert 12- or 16-bit grey to RGB; Pillow's own conversion would clip it."""
-    values = np.asarray(image)
-    if depth == 12:
-        scaled = values.clip(0, 4095).astype(np.uint32) * 255 // 4095
-        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
-    if 0 < values.max() < 256:
-        raise ImageError(BLACK_16_BITS)
-    _warn_of_dark(int(values.max()))
-    return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
-
-
-def _warn_of_dark(high: int) -> None:
-    """Warn, once in a process, of 16-bit values that seem to use fewer bits.
-
-    Args:
-        high: the highest value of an image.
-    """
-    if 0 < high < 1 << 14:
-        _log_dark(len(f"{high:b}"))
-
-
-@cache
-def _log_dark(num_bits: int) -> None:
-    logger.warning(
-        "16-bit images with values below 2^%d are read as they are, as very dark: multiply their "
-        "values if they are from a camera or scanner with fewer bits",
-        num_bits,
-    )
 
 
 @cache
@@ -157,13 +55,21 @@ class Transform:
             that `acceleration.has_fast_resize` tests for, this takes a fifth of the time; about
             one byte in several hundred differs by 1.
         crop_pct: side of the crop as a share of that of the resized image, as timm's.
+        scaled: let `decode` decode a JPEG at 1/2, 1/4 or 1/8 of its size, where that is still at
+            least 2.7 times the resized image along each side.
     """
 
     def __init__(
-        self, preprocess: Preprocess, *, vectorised: bool = False, crop_pct: float = 1.0
+        self,
+        preprocess: Preprocess,
+        *,
+        vectorised: bool = False,
+        crop_pct: float = 1.0,
+        scaled: bool = False,
     ) -> None:
         self.preprocess = preprocess
         self.vectorised = vectorised
+        self.scaled = scaled
         if not (isinstance(crop_pct, (int, float)) and 0 < crop_pct <= 1):
             raise ConfigError(f"crop_pct is {describe(crop_pct)}; allowed: above 0, at most 1")
         self.crop_pct = crop_pct
@@ -171,11 +77,29 @@ class Transform:
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         return self.normalise(self.fit(image))
 
-    def fit(self, image: Image.Image | Tensor) -> Tensor:
+    def decode(self, image: Image.Image) -> View:
+        """Decode an image file for `fit`; pass this to `read_image`.
+
+        Args:
+            image: opened, and if possible not decoded.
+        """
+
+        def choose(width: int, height: int) -> tuple[Box, float]:
+            rows, columns = self._cover(height, width)
+            return (0, 0, width, height), max(rows / height, columns / width)
+
+        return decode_view(image, choose, scaled=self.scaled)
+
+    def _cover(self, height: int, width: int) -> tuple[int, int]:
+        """The size of an image (height, width) when it is resized."""
+        cover = [math.floor(side / self.crop_pct) for side in self.preprocess.size]
+        return cover_size(height, width, *cover)
+
+    def fit(self, image: Image.Image | View | Tensor) -> Tensor:
         """Resize and crop: the first half of the work, for worker threads.
 
         Args:
-            image: a PIL image or a tensor (..., 3, H, W).
+            image: a PIL image, what `decode` returned, or a tensor (..., 3, H, W).
 
         Returns:
             (..., 3, h, w): uint8 for a PIL image, float32 for uint16, else of the dtype of `image`.
@@ -187,20 +111,26 @@ class Transform:
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2 import functional as F
 
-        image, (height, width) = open_input(image, vectorised=self.vectorised)
-        cover = [math.floor(side / self.crop_pct) for side in self.preprocess.size]
+        view = image if isinstance(image, View) else None
+        pixels, (height, width) = open_input(
+            image.image if isinstance(image, View) else image, vectorised=self.vectorised
+        )
+        if view:
+            width, height = view.size
         # Without this limit, the long side of a very narrow image could become arbitrarily long.
-        resized = list(cover_size(height, width, *cover))
+        resized = list(self._cover(height, width))
         if resized[0] * resized[1] > MAX_PIXELS:
             raise ImageError(
                 f"an image of {width}x{height} would be {resized[1]}x{resized[0]} when resized; "
                 "crop it first"
             )
-        image = F.resize(
-            image, resized, InterpolationMode(self.preprocess.interpolation), antialias=True
-        )
-        image = F.center_crop(image, list(self.preprocess.size))
-        return image if isinstance(image, torch.Tensor) else to_tensor(image)
+        interpolation = self.preprocess.interpolation
+        if view and view.is_scaled:
+            pixels = _resize_view(view, pixels, (resized[0], resized[1]), interpolation)
+        else:
+            pixels = F.resize(pixels, resized, InterpolationMode(interpolation), antialias=True)
+        pixels = F.center_crop(pixels, list(self.preprocess.size))
+        return pixels if isinstance(pixels, torch.Tensor) else to_tensor(pixels)
 
     def normalise(self, tensor: Tensor) -> Tensor:
         """Scale to [0, 1] and normalise: the second half, for whole batches on any device.
@@ -237,7 +167,37 @@ class Transform:
 
     def __repr__(self) -> str:
         crop = f", crop_pct={self.crop_pct}" if self.crop_pct != 1 else ""
-        return f"Transform({self.preprocess}{', vectorised=True' if self.vectorised else ''}{crop})"
+        vectorised = ", vectorised=True" if self.vectorised else ""
+        scaled = ", scaled=True" if self.scaled else ""
+        return f"Transform({self.preprocess}{vectorised}{scaled}{crop})"
+
+
+def _resize_view(
+    view: View, image: Image.Image | Tensor, size: tuple[int, int], interpolation: str
+) -> Image.Image | Tensor:
+    """Resize an image that was decoded at a fraction of its size.
+
+    Args:
+        view: the image.
+        image: its pixels, as a PIL image or as a tensor (3, H, W).
+        size: (height, width) of the result.
+        interpolation: "bicubic" or "bilinear".
+    """
+    import torch
+    from torch.nn import functional
+
+    height, width = size
+    if not isinstance(image, torch.Tensor):
+        return view.resize((width, height), Image.Resampling[interpolation.upper()])
+    left, top, right, bottom = view.box
+    # The box ends at two sides of the image: at the others, torch can leave out a part of a pixel.
+    flips = [dim for dim, offset in ((-1, left), (-2, top)) if offset]
+    # Sides of the result are rounded down.
+    scales = [side * (1 + 1e-9) for side in (height / (bottom - top), width / (right - left))]
+    image = functional.interpolate(
+        image.flip(flips)[None], scale_factor=scales, mode=interpolation, antialias=True
+    )[0]
+    return image[..., :height, :width].flip(flips)
 
 
 def open_input(
@@ -303,7 +263,7 @@ def check_range(image: Tensor, margin: float = 0.25) -> None:
     if not is_float:
         if 0 < high < 256:
             raise ImageError(BLACK_16_BITS)
-        _warn_of_dark(int(high))
+        warn_of_dark(int(high))
 
 
 def cover_size(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int]:

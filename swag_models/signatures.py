@@ -94,6 +94,7 @@ class PipelineOptions(ForwardedOptions, total=False):
     image_size: ImageSize | None
     batch_size: int | None
     workers: int | None
+    scaled_decoding: bool | None
 
 
 class ModelBuilder(Protocol[M]):

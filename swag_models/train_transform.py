@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from swag_models.errors import ConfigError, check_minimum
 from swag_models.formatting import describe
+from swag_models.image_decoding import View
 from swag_models.preprocess import Transform, open_input, to_tensor
 from swag_models.spec import Preprocess
 
@@ -52,7 +53,7 @@ class TrainTransform(Transform):
             raise ConfigError(f"invalid hflip {describe(hflip)}: allowed: 0 to 1")
         self.hflip = hflip
 
-    def fit(self, image: Image.Image | Tensor) -> Tensor:
+    def fit(self, image: Image.Image | View | Tensor) -> Tensor:
         """Crop, resize and flip: the first half of the work.
 
         Args:
@@ -69,19 +70,19 @@ class TrainTransform(Transform):
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2 import functional as F
 
-        image, _ = open_input(image)
+        pixels, _ = open_input(image.image if isinstance(image, View) else image)
         with torch.device("cpu"):  # random numbers, whatever the default device is
-            crop = RandomResizedCrop.get_params(image, list(self.scale), list(self.ratio))
+            crop = RandomResizedCrop.get_params(pixels, list(self.scale), list(self.ratio))
             flips = torch.rand(1).item() < self.hflip
-        image = F.resized_crop(
-            image,
+        pixels = F.resized_crop(
+            pixels,
             *crop,
             list(self.preprocess.size),
             InterpolationMode(self.preprocess.interpolation),
             antialias=True,
         )
-        image = F.horizontal_flip(image) if flips else image
-        return image if isinstance(image, torch.Tensor) else to_tensor(image)
+        pixels = F.horizontal_flip(pixels) if flips else pixels
+        return pixels if isinstance(pixels, torch.Tensor) else to_tensor(pixels)
 
     def __repr__(self) -> str:
         return (

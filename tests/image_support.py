@@ -27,7 +27,7 @@ from studies.scenes.posts import make_held_out, split_held_out
 from studies.scenes.scene import encode as encode_scene
 from studies.scenes.things import NAMES
 from swag_models.api import load_classes, load_model, load_preprocess
-from swag_models.preprocess import read_image
+from swag_models.image_decoding import read_image
 from swag_models.spec import ModelSpec
 
 ROOT = Path(__file__).parents[1]

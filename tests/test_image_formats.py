@@ -19,6 +19,7 @@ from hostile_images import encode
 from PIL import ExifTags, Image, ImageOps
 
 from swag_models.errors import ConfigError, ImageError
+from swag_models.image_decoding import read_image
 from swag_models.image_formats import (
     FORMATS,
     IMAGE_SUFFIXES,
@@ -27,7 +28,6 @@ from swag_models.image_formats import (
     open_image,
 )
 from swag_models.inference.image_sources import find_images
-from swag_models.preprocess import read_image
 
 Image.init()
 WRITABLE = {

@@ -24,7 +24,8 @@ from torchvision.transforms.v2 import functional as F
 from swag_models import load_preprocess
 from swag_models.api import SPECS
 from swag_models.errors import ImageError
-from swag_models.preprocess import MAX_PIXELS, Transform, cover_size, read_image, to_rgb
+from swag_models.image_decoding import read_image, to_rgb
+from swag_models.preprocess import MAX_PIXELS, Transform, cover_size
 from swag_models.spec import Preprocess
 
 PRESETS = {

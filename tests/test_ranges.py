@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from test_preprocess import array, check_rejected, make_image
 
-from swag_models import preprocess
+from swag_models import image_decoding
 from swag_models.errors import ImageError
-from swag_models.preprocess import Transform, read_image, to_rgb
+from swag_models.image_decoding import read_image, to_rgb
+from swag_models.preprocess import Transform
 from swag_models.spec import Preprocess
 
 
@@ -185,7 +186,7 @@ class TestDepths:
     def test_fewer_bits_in_16_are_said_once(
         self, kind: str, high: int, caplog: pytest.LogCaptureFixture
     ) -> None:
-        preprocess._log_dark.cache_clear()
+        image_decoding._log_dark.cache_clear()
         values = self.values * high // 4095
         for _ in range(2):
             if kind == "tensor":
@@ -198,7 +199,7 @@ class TestDepths:
         assert f"below 2^{high.bit_length()} are read as they are" in message
 
     def test_fewer_bits_in_a_colour_image_are_said(self, caplog: pytest.LogCaptureFixture) -> None:
-        preprocess._log_dark.cache_clear()
+        image_decoding._log_dark.cache_clear()
         read_image(encode_rgb(self.values))
         (message,) = caplog.messages
         assert "below 2^12" in message

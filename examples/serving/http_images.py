@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from swag_models.errors import ImageError
-from swag_models.preprocess import read_image
+from swag_models.image_decoding import read_image
 
 MAX_BODY = 10 << 20  # bytes of a request
 MAX_BODY_SECONDS = 30  # until a body has arrived

@@ -20,8 +20,8 @@ from swag_models.app.memory import MAX_DECODERS, KeptImages, Turn
 from swag_models.app.saliency import SaliencyMap, compute_saliency, crop_to_input
 from swag_models.errors import FetchError, ImageError, SwagModelsError
 from swag_models.hub.fetch import fetch_weights, find_weights, is_offline
+from swag_models.image_decoding import read_image
 from swag_models.inference.predict import Classifier, Embedder, Prediction
-from swag_models.preprocess import read_image
 from swag_models.spec import ModelSpec
 
 MODEL_TURN = Turn(1)  # a model uses all cores by itself

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from swag_models.app.service import FileContent, load_folder_embedder
 from swag_models.errors import ConfigError
+from swag_models.image_decoding import read_image
 from swag_models.inference.image_sources import find_images
 from swag_models.inference.predict import Skipped
 from swag_models.inference.search import compare
 from swag_models.paths import expand_path, open_regular
-from swag_models.preprocess import read_image
 from swag_models.spec import ModelSpec
 
 THUMBNAIL_SIDE = 320  # pixels

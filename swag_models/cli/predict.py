@@ -195,6 +195,7 @@ def add_commands(add: AddCommand) -> None:
 
     command = add("embed", embed, "swag-models embed photos/ --model vit_b16 -o photos.parquet")
     _add_pipeline_options(command)
+    command.set_defaults(scaled_decoding=True)
     command.add_argument("-o", "--output", required=True, help="file to write: .parquet or .npy")
     add_quiet_option(command)
 
@@ -249,13 +250,20 @@ def _add_pipeline_options(command: argparse.ArgumentParser) -> None:
         type=int,
         help="number of threads that read images (default: one per CPU, at most 16)",
     )
+    command.add_argument(
+        "--scaled-decoding",
+        action=argparse.BooleanOptionalAction,
+        help="decode JPEGs at 1/2, 1/4 or 1/8 of their size where that is at least 2.7 times the "
+        "model's; normalised pixels change by about 0.004 (default: in embed, and with --fast)",
+    )
     add_backend_option(command)
 
 
 def _get_pipeline_options(options: argparse.Namespace) -> dict[str, Any]:
     """The options of `InferencePipeline`."""
     names = ("image_size", "dtype", "fast", "compile", "batch_size", "workers", "backend")
-    return {"device": read_device(options), **{name: getattr(options, name) for name in names}}
+    values = {name: getattr(options, name) for name in (*names, "scaled_decoding")}
+    return {"device": read_device(options), **values}
 
 
 def _add_app_options(command: argparse.ArgumentParser) -> None:

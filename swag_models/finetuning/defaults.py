@@ -166,7 +166,8 @@ def fit_micro_batch(run: Run, spec: ModelSpec, device: torch.device) -> int | No
 def _choose_engine(device: torch.device) -> Engine:
     """On a CPU the model keeps all cores busy, so images are read between the steps."""
     if device.type != "cuda":
-        return Engine(precision="fp32", workers=0)
+        return Engine(precision="fp32", workers=0, scaled_decoding=True)
     has_bf16 = pick_dtype(device) == torch.bfloat16
     workers = min(MAX_LOADERS, count_cpus())
-    return Engine(precision="bf16" if has_bf16 else "fp16", workers=workers)
+    precision: Literal["bf16", "fp16"] = "bf16" if has_bf16 else "fp16"
+    return Engine(precision=precision, workers=workers, scaled_decoding=True)

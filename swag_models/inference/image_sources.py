@@ -22,9 +22,9 @@ from PIL import Image
 from swag_models.archives import find_members
 from swag_models.errors import ConfigError, ImageError, argument_errors
 from swag_models.formatting import escape_unprintable, printable
+from swag_models.image_decoding import read_image
 from swag_models.image_formats import FORMATS, check_file_size, image_errors, is_image_name
 from swag_models.paths import describe_left_out, expand_path, open_regular, walk_files
-from swag_models.preprocess import read_image
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,11 +62,14 @@ class ImageRef(NamedTuple):
     source: "Path | bytes | Image.Image | Tensor"
     span: tuple[int, int] | None = None
 
-    def read(self) -> "Image.Image | Tensor":
+    def read(self, decode: Callable[[Image.Image], T] | None = None) -> "T | Image.Image | Tensor":
         """Read the image.
 
+        Args:
+            decode: of a file: as for `read_image`.
+
         Returns:
-            An upright RGB image, or the tensor if it was passed as one.
+            An upright RGB image or what `decode` returned, or the tensor if it was passed as one.
 
         Raises:
             ImageError: the image cannot be read; the message begins with its name.
@@ -78,14 +81,15 @@ class ImageRef(NamedTuple):
             with vars(self.source).setdefault("_swag_models_lock", Lock()):
                 return read_image(self.source, self.name)
         if isinstance(self.source, bytes):
-            return read_image(io.BytesIO(self.source), self.name)
+            return read_image(io.BytesIO(self.source), self.name, decode)
         if not isinstance(self.source, Path):
             if 0 in self.source.shape:
                 raise ImageError(f"{self.name} has no pixels")
             return self.source
         if self.span is None:
-            return read_image(self.source, self.name)
-        return read_image(io.BytesIO(read_span(self.source, self.span, self.name)), self.name)
+            return read_image(self.source, self.name, decode)
+        content = read_span(self.source, self.span, self.name)
+        return read_image(io.BytesIO(content), self.name, decode)
 
 
 def find_images(images: Any, left_out: Counter[str] | None = None) -> list[ImageRef]:

@@ -94,7 +94,7 @@ class InferencePipeline:
         fast: whether to use the fastest safe setting for the hardware: bfloat16 where that is
             faster (unless `dtype` is set); for a RegNet, folded batch norms and channels last;
             torch.compile if there are enough images to amortise it; images resized by torch where
-            that is faster than Pillow.
+            that is faster than Pillow; scaled decoding.
         compile: whether to use torch.compile; by default `fast` decides.
         device: torch device or its name; by default "auto": a CUDA GPU (under torchrun that of this
             process), else MPS, else the CPU. A model in memory stays where it is by default, and
@@ -103,6 +103,8 @@ class InferencePipeline:
         image_size: image size in pixels; by default the model's.
         batch_size: images per forward pass; by default 32, or 256 on a GPU.
         workers: number of threads that read images; by default one per CPU, at most 16.
+        scaled_decoding: whether to decode JPEG files at 1/2, 1/4 or 1/8 of their size where that
+            is still at least 2.7 times the resized image; by default `fast` decides.
         options: further options of `load_model`; none for a model in memory.
 
     Raises:
@@ -124,6 +126,7 @@ class InferencePipeline:
         image_size: ImageSize | None = None,
         batch_size: int | None = None,
         workers: int | None = None,
+        scaled_decoding: bool | None = None,
         **options: "Unpack[ForwardedOptions]",
     ) -> None:
         if fixed := sorted({"num_classes", "in_chans"} & set(options)):
@@ -136,7 +139,7 @@ class InferencePipeline:
         if options.get("global_pool") == "":
             raise ConfigError(f"{type(self).__name__} needs pooled features; leave global_pool out")
         check_types(bool, fast=fast)
-        check_types(bool | None, compile=compile)
+        check_types(bool | None, compile=compile, scaled_decoding=scaled_decoding)
         for name, value in {"batch_size": batch_size, "workers": workers}.items():
             if value is not None and (type(value) is not int or value < 1):  # bool is an int
                 raise ConfigError(f"invalid {name} {describe(value)}: allowed: 1 or more")
@@ -177,7 +180,12 @@ class InferencePipeline:
         if fast:
             chosen = pick_dtype(self.device) if dtype is None else check_dtype(dtype)
             accelerate(self.model, chosen)
-            self.preprocess = Transform(self.preprocess.preprocess, vectorised=has_fast_resize())
+        self.preprocess = Transform(
+            self.preprocess.preprocess,
+            vectorised=fast and has_fast_resize(),
+            crop_pct=self.preprocess.crop_pct,
+            scaled=fast if scaled_decoding is None else scaled_decoding,
+        )
         if compile and not has_compiler(self.device):
             raise ConfigError(
                 f"compile=True is not possible on {self.device}, since torch.compile lacks a "
@@ -278,7 +286,7 @@ class InferencePipeline:
     def _read(self, image: ImageRef) -> Tensor | str:
         """Read and resize an image: uint8 (3, H, W), or the reason why it cannot be read."""
         try:
-            pixels = image.read()
+            pixels = image.read(self.preprocess.decode)
             with named_errors(image.name):
                 return self.preprocess.fit(pixels)
         except ImageError as error:

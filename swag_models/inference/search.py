@@ -194,6 +194,7 @@ def _open_embedder(
         image_size=None if own in preprocess else _read_image_size(preprocess),
         dtype=dtype,
         fast="vectorised=True" in preprocess,
+        scaled_decoding="scaled=True" in preprocess,
         **options,
     )
     _check_job(path, metadata, describe_job(embedder, ()))

@@ -187,8 +187,7 @@ class Engine:
     """How the work is laid out on machines; affects speed and memory, not what is learnt.
 
     Args:
-        parallel: "ddp" stores everything on every rank; "fsdp" (FSDP2) shards weights, gradients
-            and optimizer state.
+        parallel: "ddp" stores all on every rank; "fsdp" (FSDP2) shards weights and optimizer.
         precision: of matrix products; weights and norms stay float32. "fp16" scales the loss.
         micro_batch: samples that a rank processes at once; gradients are added up. None for all.
         sync_bn: compute batch statistics over all ranks.
@@ -199,6 +198,7 @@ class Engine:
         lanes: number of parts in which shards are read, a multiple of the number of ranks now and
             after any resume. None for one per rank.
         buffer: samples in the shuffle buffer of a worker.
+        scaled_decoding: decode training JPEGs at 1/8 to 1/2 of their size if crops stay large.
     """
 
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -211,6 +211,7 @@ class Engine:
     workers: int = 4
     lanes: int | None = None
     buffer: int = 2000
+    scaled_decoding: bool = False
 
     def __post_init__(self) -> None:
         check_fields(

@@ -20,8 +20,8 @@ from swag_models.app.saliency import compute_saliency
 from swag_models.app.service import Download, classify_image, get_saliency
 from swag_models.errors import ImageError
 from swag_models.hub.fetch import find_weights
+from swag_models.image_decoding import read_image
 from swag_models.inference.predict import Classifier
-from swag_models.preprocess import read_image
 from swag_models.spec import ModelSpec, Source
 
 FROM_HUB = """

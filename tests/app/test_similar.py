@@ -9,8 +9,8 @@ from swag_models.api import get_spec
 from swag_models.app.service import FileContent
 from swag_models.app.similar import SimilarImage, SimilarityIndex, find_indexed_copies
 from swag_models.errors import ConfigError
+from swag_models.image_decoding import read_image
 from swag_models.inference.predict import Skipped
-from swag_models.preprocess import read_image
 
 SCENES = Path(__file__).parents[2] / "examples" / "scenes"
 SPEC = get_spec("vit_nano_hashtags")

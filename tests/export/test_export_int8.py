@@ -19,8 +19,9 @@ import swag_models
 from swag_models.errors import ExportError
 from swag_models.export import Metadata, export_model, read_metadata
 from swag_models.export.verification import split_images
+from swag_models.image_decoding import read_image
 from swag_models.models import RegNet, build
-from swag_models.preprocess import Transform, read_image
+from swag_models.preprocess import Transform
 from swag_models.spec import Preprocess
 
 pytestmark = pytest.mark.usefixtures("one_thread")

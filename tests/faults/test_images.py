@@ -22,8 +22,9 @@ from faults.counts import DEFECTS, judge, record, scaled
 from hostile_images import BOMBS, make_chunk, make_exif
 from PIL import Image
 
+from swag_models.image_decoding import read_image
 from swag_models.image_formats import FORMATS
-from swag_models.preprocess import Transform, read_image
+from swag_models.preprocess import Transform
 from swag_models.spec import Preprocess
 
 pytestmark = pytest.mark.faults

@@ -167,7 +167,7 @@ def test_memory_that_cannot_be_allocated(tmp_path: Path, monkeypatch: pytest.Mon
         raise MemoryError
 
     (path,) = write_images(tmp_path, 1)
-    monkeypatch.setattr("swag_models.preprocess.to_rgb", fail)
+    monkeypatch.setattr("swag_models.image_decoding.to_rgb", fail)
     (image,) = Embedder(NANO)(path).skipped
     assert image.reason == f"{path} cannot be read: MemoryError"
     assert torch.equal(Embedder(NANO)([]).vectors, torch.empty(0, 96))

@@ -63,9 +63,15 @@ def choose_transform(transform: Transform, step: int) -> Transform:
     return transform if at_step is None else at_step(step)
 
 
+def choose_decoder(transform: object) -> Callable[[Image.Image], Any] | None:
+    """The method of a transform that decodes image files at a fraction of their size, if any."""
+    decode: Callable[[Image.Image], Any] | None = getattr(transform, "decode", None)
+    return decode if getattr(transform, "scaled", False) is True else None
+
+
 def load_sample(dataset: ImageDataset, index: int, transform: Transform) -> LoadedSample:
     """Read an image with its classes and its name; raise ImageError if it is broken."""
-    image, name = dataset.read(index), dataset.name(index)
+    image, name = dataset.read(index, choose_decoder(transform)), dataset.name(index)
     with named_errors(name):
         return transform(image), dataset.labels[index], name
 

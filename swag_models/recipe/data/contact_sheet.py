@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from swag_models.atomic import atomic_write
 from swag_models.errors import ImageError
-from swag_models.preprocess import read_image
+from swag_models.image_decoding import read_image
 from swag_models.recipe.data.image_index import ImageLocation
 
 MAX_PAIRS = 48

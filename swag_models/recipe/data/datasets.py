@@ -17,11 +17,12 @@ from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
 from swag_models.formatting import count_noun, list_names, printable
+from swag_models.image_decoding import read_image, to_rgb
 from swag_models.inference.image_sources import NoImageError, find_images, log_left_out
 from swag_models.paths import is_system_name
-from swag_models.preprocess import read_image
 
 Labels = tuple[int, ...]  # class numbers of one image
+Decoder = Callable[[Image.Image], Any]  # as for `read_image`
 
 DatasetT = TypeVar("DatasetT", bound="ImageDataset")
 
@@ -41,7 +42,8 @@ class ImageDataset:
         num_classes: number of classes.
         sha256: changes when an image or a label is likely to have changed; see `hash_file_sizes`.
         files: paths of all files that the images are read from, relative to `root` or absolute.
-        reader: index -> upright RGB image; raises ImageError, which names the image.
+        reader: index -> upright RGB image; raises ImageError, which names the image. With
+            `engine.scaled_decoding` it gets a second argument, `decode` of `read_image`.
         repeats: how often each image is in an epoch, on average; None for once.
     """
 
@@ -54,7 +56,7 @@ class ImageDataset:
     num_classes: int
     sha256: str
     files: Sequence[str]
-    reader: Callable[[int], Image.Image]
+    reader: Callable[..., Any]
     repeats: Sequence[float] | None = field(default=None, kw_only=True)
 
     @classmethod
@@ -104,13 +106,17 @@ class ImageDataset:
         """Return the name of an image, with bytes that are not UTF-8 as escapes."""
         return printable(self.names[index])
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, decode: Decoder | None = None) -> Any:
         """Read an image as upright RGB.
+
+        Args:
+            index: its number.
+            decode: as for `read_image`.
 
         Raises:
             ImageError: the image is broken or missing; the message names it.
         """
-        return self.reader(index)
+        return self.reader(index, decode) if decode else self.reader(index)
 
     def relabel(
         self,
@@ -273,23 +279,27 @@ def hash_file_sizes(root: Path, files: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _read_file(root: Path, paths: Sequence[str], index: int) -> Image.Image:
+def _read_file(root: Path, paths: Sequence[str], index: int, decode: Decoder | None = None) -> Any:
     path = root / paths[index]
-    return read_image(path, printable(path))
+    return read_image(path, printable(path), decode or to_rgb)
 
 
 def _read_cropped(
-    reader: Callable[[int], Image.Image],
+    reader: Callable[..., Any],
     indices: Sequence[int],
     names: Sequence[str],
     border: int,
     index: int,
-) -> Image.Image:
-    image = reader(indices[index])
+    decode: Decoder | None = None,
+) -> Any:
+    if not border:
+        return reader(indices[index], decode) if decode else reader(indices[index])
+    image: Image.Image = reader(indices[index])
     width, height = image.size
     if min(width, height) <= 2 * border:
         raise ImageError(
             f"{printable(names[index])} has {width}x{height} pixels, "
             f"too few to crop {border} from each edge"
         )
-    return image.crop((border, border, width - border, height - border)) if border else image
+    image = image.crop((border, border, width - border, height - border))
+    return decode(image) if decode else image

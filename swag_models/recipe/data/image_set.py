@@ -28,8 +28,8 @@ from swag_models.atomic import atomic_write
 from swag_models.errors import ConfigError, ImageError
 from swag_models.formatting import count_noun, list_names
 from swag_models.hub.progress import make_bar
+from swag_models.image_decoding import read_image
 from swag_models.inference.image_sources import read_ahead
-from swag_models.preprocess import read_image
 from swag_models.recipe.data.image_index import ImageLocation
 from swag_models.recipe.data.pack_plan import LOCATIONS_FILE, write_locations
 from swag_models.recipe.data.thumbnails import (

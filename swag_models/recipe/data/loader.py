@@ -11,12 +11,13 @@ from torch.utils.data import default_collate
 
 from swag_models.errors import ConfigError, ImageError, check_minimum
 from swag_models.formatting import count_noun, printable
+from swag_models.image_decoding import read_image
 from swag_models.image_formats import named_errors
-from swag_models.preprocess import read_image
 from swag_models.recipe.data.collate import (
     LoadedSample,
     Transform,
     WorkerResult,
+    choose_decoder,
     choose_transform,
     make_data_loader,
 )
@@ -40,7 +41,7 @@ class Decode:
         name = f"{sample['__key__']} in {sample['__url__']}"
         if "image" not in sample:
             raise ImageError(f"{name} has no image")
-        image = read_image(io.BytesIO(sample["image"]), name)
+        image: Any = read_image(io.BytesIO(sample["image"]), name, choose_decoder(self.transform))
         with named_errors(name):
             return self.transform(image) if self.transform else image, sample["classes"]
 

@@ -16,7 +16,7 @@ from swag_models.errors import ImageError
 from swag_models.formatting import count_noun
 from swag_models.hub.download import hash_file
 from swag_models.hub.progress import make_bar
-from swag_models.preprocess import read_image
+from swag_models.image_decoding import read_image
 from swag_models.recipe.data.image_index import ImageLocation
 from swag_models.recipe.data.image_set import Fingerprint, fingerprint
 from swag_models.recipe.data.pack_copies import PIXELS_FILE, Exclusion, write_pixels

@@ -11,17 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, ImageError
 from swag_models.formatting import count_noun
+from swag_models.image_decoding import read_image, to_rgb
 from swag_models.inference.image_sources import TAR_SUFFIXES
 from swag_models.paths import expand_location, is_system_name, require_regular
-from swag_models.preprocess import read_image
 from swag_models.recipe.data.annotation_formats import ANNOTATION_SUFFIXES
 from swag_models.recipe.data.annotations import find_annotations, open_annotations
 from swag_models.recipe.data.datasets import (
+    Decoder,
     ImageDataset,
     Labels,
     find_folders,
@@ -279,11 +278,11 @@ def is_hf_dataset(root: Path) -> bool:
     return any((root / name).is_file() for name in DATASET_FILES)
 
 
-def _read_row(rows: Any, folder: Path, index: int) -> Image.Image:
+def _read_row(rows: Any, folder: Path, index: int, decode: Decoder | None = None) -> Any:
     name, cell = f"row {index} of {folder}", rows[index]["image"]
     content = cell["bytes"] if isinstance(cell, dict) else cell
     if isinstance(content, bytes):
-        return read_image(io.BytesIO(content), name)
+        return read_image(io.BytesIO(content), name, decode or to_rgb)
     raise ImageError(f"{name} has a {type(content).__name__} instead of an image")
 
 

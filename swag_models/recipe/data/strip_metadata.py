@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from PIL import ExifTags, Image
 
+from swag_models.image_decoding import read_image
 from swag_models.image_formats import image_errors, open_image
-from swag_models.preprocess import read_image
 
 JPEG_QUALITY = 95  # of resized images
 # The chunks of a WebP file that contain one image; others are metadata or an animation.

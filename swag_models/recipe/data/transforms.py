@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from swag_models.preprocess import to_rgb
-from swag_models.recipe.config import Augment
+from swag_models.image_decoding import Box, View, decode_view, to_rgb
+from swag_models.recipe.config import Augment, Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,12 +35,16 @@ class Augmentation:
         augment: the parameters.
         image_size: side S of the result in pixels, unless `at_step` draws one of `augment.sizes`.
         seed: of the draw of sizes.
+        scaled: let `decode` decode a JPEG at a fraction of its size; see `Engine`.
     """
 
-    def __init__(self, augment: Augment, image_size: int, seed: int = 0) -> None:
+    def __init__(
+        self, augment: Augment, image_size: int, seed: int = 0, *, scaled: bool = False
+    ) -> None:
         self.augment = augment
         self.image_size = image_size
         self.seed = seed
+        self.scaled = scaled
 
     def at_step(self, step: int) -> "Augmentation":
         """The augmentation of all images of a training step, which have one size."""
@@ -50,21 +54,36 @@ class Augmentation:
             return self
         # a function of seed and step: equal in all processes, and after a resume
         size = sizes[hash_seed(self.seed, "size", step) % len(sizes)]
-        return Augmentation(replace(self.augment, sizes=None), size, self.seed)
+        augment = replace(self.augment, sizes=None)
+        return Augmentation(augment, size, self.seed, scaled=self.scaled)
 
-    def __call__(self, image: Image.Image) -> "Tensor":
+    def decode(self, image: Image.Image) -> View:
+        """Draw a crop of an image, and decode the image for it; pass this to `read_image`.
+
+        Args:
+            image: opened, and if possible not decoded.
+        """
+        return decode_view(image, self._choose_crop, scaled=self.scaled)
+
+    def _choose_crop(self, width: int, height: int) -> tuple[Box, float]:
         # Imported here, because these imports take seconds and the module must load quickly.
         import torch
         from torchvision.transforms import RandomResizedCrop
+
+        top, left, rows, columns = RandomResizedCrop.get_params(
+            torch.empty(1, height, width, device="meta"),
+            list(self.augment.scale),
+            list(self.augment.ratio),
+        )
+        factor = self.image_size / min(rows, columns)
+        return (left, top, left + columns, top + rows), factor
+
+    def __call__(self, image: Image.Image | View) -> "Tensor":
+        import torch
         from torchvision.transforms.v2 import functional as F
 
-        image = to_rgb(image)
-        top, left, height, width = RandomResizedCrop.get_params(
-            image, list(self.augment.scale), list(self.augment.ratio)
-        )
-        # Crop first: Pillow's resize with a box reads the pixels around the box too.
-        image = image.crop((left, top, left + width, top + height))
-        image = image.resize(
+        view = image if isinstance(image, View) else self.decode(to_rgb(image))
+        image = view.resize(
             (self.image_size, self.image_size), Image.Resampling[self.augment.interpolation.upper()]
         )
         if torch.rand(1).item() < self.augment.flip:
@@ -88,3 +107,8 @@ class Augmentation:
 
     def __repr__(self) -> str:
         return f"Augmentation({self.augment}, {self.image_size})"
+
+
+def make_augmentation(run: Run, image_size: int) -> Augmentation:
+    """Make the augmentation of a run, whose results have a side of `image_size` pixels."""
+    return Augmentation(run.augment, image_size, run.seed, scaled=run.engine.scaled_decoding)

@@ -12,7 +12,7 @@ from swag_models.errors import ConfigError, ImageError
 from swag_models.inference.image_sources import ImageRef, find_images
 from swag_models.paths import expand_location
 from swag_models.recipe.data.annotation_formats import ANNOTATION_SUFFIXES
-from swag_models.recipe.data.datasets import ImageDataset, hash_file_sizes
+from swag_models.recipe.data.datasets import Decoder, ImageDataset, hash_file_sizes
 from swag_models.recipe.data.manifest import MANIFEST_FILE
 from swag_models.recipe.data.shard_labels import read_shard_labels
 from swag_models.recipe.data.shards import Shards
@@ -96,5 +96,5 @@ def refuse_image(index: int) -> Image.Image:
     raise ImageError(f"image {index} has only a label; its pixels were not given")
 
 
-def _read_ref(refs: Sequence[ImageRef], index: int) -> Any:
-    return refs[index].read()
+def _read_ref(refs: Sequence[ImageRef], index: int, decode: Decoder | None = None) -> Any:
+    return refs[index].read(decode)

@@ -15,7 +15,7 @@ from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.embeddings import StoredEmbeddings, open_embedded
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.train_loader import TrainLoader, open_train_loader
-from swag_models.recipe.data.transforms import Augmentation
+from swag_models.recipe.data.transforms import make_augmentation
 from swag_models.recipe.data.unlabelled import open_images_only
 from swag_models.recipe.distill_runs import check_distill_run
 from swag_models.recipe.training.classes import Classes, read_class_names
@@ -72,7 +72,7 @@ def set_up(
         return _set_up_distillation(run, data, dist)
     if embeddings is not None:
         return _set_up_head(run, data, embeddings, output, dist)
-    loader = _open_loader(run, data, Augmentation(run.augment, run.image_size, run.seed), dist)
+    loader = _open_loader(run, data, make_augmentation(run, run.image_size), dist)
     classes = _plan_head(run, output, read_class_names(loader, data), dist)
     return Setup(loader, classes, make_train_state(run, classes, dist))
 
@@ -88,7 +88,7 @@ def _set_up_distillation(run: Run, data: Data, dist: DistContext) -> Setup:
     if isinstance(teacher, StoredTeacher):
         data = teacher.select(data)
     state = make_distill_state(run, teacher, dist)
-    loader = _open_loader(run, data, Augmentation(run.augment, size), dist)
+    loader = _open_loader(run, data, make_augmentation(run, size), dist)
     if loader.samples is None:
         raise ConfigError(f"{data} does not say how many samples it has; give packed shards")
     return Setup(loader, teacher.classes, state, {"teacher": teacher.facts})

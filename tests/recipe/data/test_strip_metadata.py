@@ -14,7 +14,7 @@ from image_support import make_pixels
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from swag_models.errors import ImageError
-from swag_models.preprocess import read_image
+from swag_models.image_decoding import read_image
 from swag_models.recipe.data.strip_metadata import strip_metadata
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
