@@ -173,6 +173,7 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         "model": NANO,
         "fast": False,
         "compile": None,
+        "scaled_decoding": None,
         "device": "cpu",
         "dtype": "float32",
         "image_size": 48,
