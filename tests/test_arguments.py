@@ -14,10 +14,12 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from packages import write_package
 from PIL import Image
 from tiny import REGNET, VIT, VIT_SPEC, load_tiny
 from torchvision.models import ViT_B_16_Weights
@@ -41,6 +43,12 @@ class BadPath:
 
 def _fail(*_: object, **__: object) -> Any:
     raise RuntimeError("a defect\nin a library")
+
+
+def load_package(path: Any) -> Any:
+    """Load a compiled model without its code, which takes a minute to compile."""
+    with mock.patch("torch._inductor.aoti_load_package"):
+        return export.load_compiled(path)
 
 
 METHODS = "str repr format index int float complex iter len getitem contains bool eq lt hash call"
@@ -307,6 +315,7 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
             {"folder": publish.save(vit, folder / "signed", name="a"), "key": folder / "key.pem"},
         ),
         "read_metadata": (export.read_metadata, {"path": exported}),
+        "load_compiled": (load_package, {"path": write_package(folder / "x.aoti.pt2")}),
     }
     for family, model in {"ViT": vit, "RegNet": regnet}.items():
         features = model.forward_features(batch).detach()

@@ -254,7 +254,7 @@ def _add_pipeline_options(command: argparse.ArgumentParser) -> None:
         "--scaled-decoding",
         action=argparse.BooleanOptionalAction,
         help="decode JPEGs at 1/2, 1/4 or 1/8 of their size where that is at least 2.7 times the "
-        "model's; normalised pixels change by about 0.004 (default: in embed, and with --fast)",
+        "model's; normalised pixels change by 0.003 to 0.006 (default: in embed, and with --fast)",
     )
     add_backend_option(command)
 

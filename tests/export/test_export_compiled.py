@@ -7,10 +7,10 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from packages import MEMBER, write_package
 from tiny import TINY_SPECS, deviation, images, tiny
 
 import swag_models
@@ -19,7 +19,6 @@ from swag_models.errors import ConfigError, ExportError
 from swag_models.export import compiled, export_model, load_compiled, read_metadata
 from swag_models.export.compiled import CPU_FIELD, TORCH_FIELD, list_instructions
 
-MEMBER = "model/data/aotinductor/model/abc.wrapper_metadata.json"
 ALONE = """
 import sys, torch
 from torch._inductor import aoti_load_package
@@ -27,14 +26,6 @@ model = aoti_load_package(sys.argv[1])
 torch.save(model(torch.load(sys.argv[2])), sys.argv[3])
 assert not any(name.startswith("swag_models") for name in sys.modules)
 """
-
-
-def write_package(path: Path, **fields: Any) -> Path:
-    """A package with metadata, without code."""
-    strings = {CPU_FIELD: " ".join(list_instructions()), TORCH_FIELD: torch.__version__}
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(MEMBER, json.dumps(strings | fields))
-    return path
 
 
 @pytest.mark.slow
