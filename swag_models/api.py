@@ -147,12 +147,6 @@ def load_model(
         FetchError: no source could be downloaded.
         CheckpointError: the file is damaged or does not fit the model.
     """
-    import torch
-
-    from swag_models.devices import check_device, check_dtype
-    from swag_models.models import FeatureNet, build
-    from swag_models.state_dict import WeightSource, load_weights
-
     check_types(bool, pretrained=pretrained)
     check_choice("backend", backend, *get_args(Backend))
     _check_progress(progress)
@@ -164,6 +158,14 @@ def load_model(
     if trusted_key is not None:
         signed, backend = _open_signed(name, trusted_key, weights, progress), "pread"
     spec = signed.spec if signed else get_spec(name)
+
+    # After the Hub was asked: if it does not answer, nobody waits for these imports.
+    import torch
+
+    from swag_models.devices import check_device, check_dtype
+    from swag_models.models import FeatureNet, build
+    from swag_models.state_dict import WeightSource, load_weights
+
     path = None
     if weights is None:
         pretrained = False

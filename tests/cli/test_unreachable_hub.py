@@ -16,14 +16,20 @@ export hf-hub:me/model x.onnx
 """
 SCRIPT = """
 import sys
+import swag_models
 from swag_models.cli import main
+try:
+    swag_models.load_model("hf-hub:me/model")
+except swag_models.SwagModelsError as error:
+    assert "the Hub cannot be reached (" in str(error)
+assert "torch" not in sys.modules
 for line in sys.argv[1].strip().splitlines():
     assert main(line.split()) == 1, line
     assert "torch" not in sys.modules, line
 """
 
 
-def test_commands_ask_the_hub_before_they_import_torch(tmp_path: Path) -> None:
+def test_the_hub_is_asked_before_torch_is_imported(tmp_path: Path) -> None:
     environment = os.environ | {
         "HF_ENDPOINT": "http://127.0.0.1:1",  # refuses connections
         "HF_HOME": str(tmp_path),
