@@ -56,6 +56,7 @@ class WeightOptions(TypedDict, total=False):
     attn_drop_rate: float
     drop_path_rate: float
     patch_drop_rate: float
+    merge_tokens: int
     global_pool: Pool | None
     backend: Backend
     weights_key: str | None

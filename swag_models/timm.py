@@ -34,8 +34,8 @@ _models = import_extra("timm.models", "timm", _MODULE)
 # Of a PretrainedCfg, what says where weights are.
 _LOCATION = ("url", "file", "hf_hub_id", "state_dict", "source")
 _OPTIONS = (
-    "in_chans", "drop_rate", "attn_drop_rate", "drop_path_rate", "patch_drop_rate", "global_pool",
-    "device", "dtype",
+    "in_chans", "drop_rate", "attn_drop_rate", "drop_path_rate", "patch_drop_rate",
+    "merge_tokens", "global_pool", "device", "dtype",
 )  # fmt: skip
 
 SPECS = {f"{OWN_PREFIX}{spec.name}": spec for spec in MODELS}

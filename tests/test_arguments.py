@@ -155,7 +155,7 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         write_embeddings(embedder, folder / "image.png", embeddings, progress=False)
     sizes = {"num_classes": 3, "image_size": (64, 64)}
     build = {"in_chans": 3, "drop_rate": 0.1, "attn_drop_rate": 0.0, "drop_path_rate": 0.1}
-    build |= {"patch_drop_rate": 0.1}
+    build |= {"patch_drop_rate": 0.1, "merge_tokens": 1}
     transform = swag_models.load_preprocess(NANO)
     load = {
         "pretrained": False,
@@ -170,6 +170,7 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         "attn_drop_rate": 0.0,
         "drop_path_rate": 0.0,
         "patch_drop_rate": 0.0,
+        "merge_tokens": 1,
         "global_pool": "token",
         "backend": "mmap",
         "trusted_key": None,

@@ -256,13 +256,21 @@ def _add_pipeline_options(command: argparse.ArgumentParser) -> None:
         help="decode JPEGs at 1/2, 1/4 or 1/8 of their size where that is at least 2.7 times the "
         "model's; normalised pixels change by 0.003 to 0.006 (default: in embed, and with --fast)",
     )
+    command.add_argument(
+        "--merge-tokens",
+        type=int,
+        metavar="R",
+        default=0,
+        help="merge R tokens in each block of a ViT, which is faster and less accurate (default: "
+        "0); docs/usage.md has figures",
+    )
     add_backend_option(command)
 
 
 def _get_pipeline_options(options: argparse.Namespace) -> dict[str, Any]:
     """The options of `InferencePipeline`."""
     names = ("image_size", "dtype", "fast", "compile", "batch_size", "workers", "backend")
-    values = {name: getattr(options, name) for name in (*names, "scaled_decoding")}
+    values = {name: getattr(options, name) for name in (*names, "scaled_decoding", "merge_tokens")}
     return {"device": read_device(options), **values}
 
 

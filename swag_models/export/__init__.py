@@ -55,7 +55,7 @@ from swag_models.export.verification import (
 )
 from swag_models.formatting import count_noun, describe, escape_unprintable
 from swag_models.inference.acceleration import accelerate
-from swag_models.models import Backbone
+from swag_models.models import Backbone, ViT
 from swag_models.models.unwrap import unwrap
 from swag_models.paths import expand_path
 from swag_models.preprocess import Transform
@@ -183,6 +183,11 @@ def export_model(
     compiled = find_suffix(path) == COMPILED_SUFFIX
     with _default_settings():
         eager, spec = _load_eager(model, spec, image_size, options)
+        if dynamic_size and isinstance(eager, ViT) and eager.merge_tokens:
+            raise ConfigError(
+                "dynamic_size is not possible with merge_tokens, whose graph depends on the size; "
+                "leave one of them out"
+            )
         metadata = Metadata(
             name=spec.name,
             license=spec.license,

@@ -31,6 +31,7 @@ def describe_job(embedder: Embedder, refs: Sequence[ImageRef]) -> dict[str, Any]
         images_hash.update(f"{ref.name}\0".encode())
         if not isinstance(ref.source, Path):  # images in memory are named by number only
             images_hash.update(_hash_pixels(ref))
+    merged = count_merged(embedder.model)
     return {
         "model": embedder.name,
         "width": embedder.model.num_features,
@@ -39,12 +40,23 @@ def describe_job(embedder: Embedder, refs: Sequence[ImageRef]) -> dict[str, Any]
         "weights_sha256": hash_weights(embedder.model),
         "images_sha256": images_hash.hexdigest(),
         "images": len(refs),
+        **({"merge_tokens": merged} if merged else {}),
     }
 
 
+def count_merged(model: nn.Module) -> int:
+    """The number of tokens that each block of a model merges."""
+    return int(getattr(model, "merge_tokens", 0))
+
+
 def hash_weights(model: nn.Module) -> str:
-    """Return the SHA-256 of the names, shapes, dtypes and values of a model's weights."""
+    """Return the SHA-256 of the names, shapes, dtypes and values of a model's weights.
+
+    With token merging they mean something else, so that this number is part of the hash.
+    """
     digest = hashlib.sha256()
+    if merged := count_merged(model):
+        digest.update(f"merge_tokens {merged}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -24,6 +24,7 @@ from swag_models.inference.embeddings_file import (
 )
 from swag_models.inference.image_sources import ImageRef
 from swag_models.inference.predict import Embedder
+from swag_models.models.arguments import check_merge_tokens
 from swag_models.paths import expand_path, open_regular
 
 CHUNK = 2**16  # rows that are compared at once, which limits the memory
@@ -195,6 +196,7 @@ def _open_embedder(
         dtype=dtype,
         fast="vectorised=True" in preprocess,
         scaled_decoding="scaled=True" in preprocess,
+        merge_tokens=check_merge_tokens(metadata.get("merge_tokens", 0)),
         **options,
     )
     _check_job(path, metadata, describe_job(embedder, ()))

@@ -2,7 +2,7 @@
 
 from swag_models.errors import ConfigError, plain_arguments
 from swag_models.formatting import describe
-from swag_models.models.arguments import check_image_size, check_rate
+from swag_models.models.arguments import check_image_size, check_merge_tokens, check_rate
 from swag_models.models.backbone import Backbone
 from swag_models.models.feature_net import FeatureNet
 from swag_models.models.fpn import FeaturePyramid
@@ -37,6 +37,7 @@ def build(
     attn_drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     patch_drop_rate: float = 0.0,
+    merge_tokens: int = 0,
     global_pool: Pool | None = None,
 ) -> ViT | RegNet:
     """Build a freshly initialised model in training mode, on torch's current default device.
@@ -54,6 +55,8 @@ def build(
         attn_drop_rate: dropout of attention weights (ViT only).
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         patch_drop_rate: share of the patch tokens that is dropped in training (ViT only).
+        merge_tokens: number of tokens that each block merges into similar ones (ViT only), which
+            makes it faster (arXiv 2210.09461).
         global_pool: pooling before the head: "token" (class token, default) or "avg" for a ViT,
             "avg" for a RegNet; "" for none, which returns all tokens or the feature map.
 
@@ -72,9 +75,14 @@ def build(
                 attn_drop_rate=attn_drop_rate,
                 drop_path_rate=drop_path_rate,
                 patch_drop_rate=patch_drop_rate,
+                merge_tokens=merge_tokens,
                 global_pool=global_pool,
             )
         case RegNetConfig():
+            if check_merge_tokens(merge_tokens):
+                raise ConfigError(
+                    f"merge_tokens is {merge_tokens}; a RegNet has no tokens, leave it at 0"
+                )
             if check_rate("patch_drop_rate", patch_drop_rate):
                 raise ConfigError(
                     f"patch_drop_rate is {patch_drop_rate}; a RegNet has no patches, leave it at 0"

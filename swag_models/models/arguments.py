@@ -108,6 +108,17 @@ def check_rate(name: str, rate: float) -> float:
     return rate
 
 
+def check_merge_tokens(count: int) -> int:
+    """Return a number of tokens to merge; raise ConfigError if it is not an int from 0."""
+    count = plain(count)
+    if type(count) is not int or not 0 <= count <= MAX_POSITIONS:
+        raise ConfigError(
+            f"merge_tokens is {describe(count)}; give the number of tokens that each block merges, "
+            f"0 to {MAX_POSITIONS:,}"
+        )
+    return count
+
+
 def check_image_size(image_size: ImageSize) -> tuple[int, int]:
     """Return an image size as (height, width).
 

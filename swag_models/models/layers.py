@@ -43,15 +43,15 @@ class Blocks(nn.Sequential):
             x = block(x) if is_scripting() else self.step(block, x)
         return x
 
-    def step(self, block: nn.Module, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    def step(self, block: nn.Module, x: Tensor, *others: Any) -> Any:
         """Run one block, with checkpointing if it is on.
 
         Args:
             block: one of the blocks.
             x: its input.
-            attn_mask: of a ViT's block.
+            others: its further arguments.
         """
-        inputs = (x,) if attn_mask is None else (x, attn_mask)
+        inputs = (x, *others)
         if is_symbolic(x):
             return block(*inputs)
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
@@ -67,6 +67,27 @@ class Blocks(nn.Sequential):
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), keep_statistics(block)),
         )
+
+    # A ViT passes tokens from block to block, possibly with more; see `token_merging`.
+
+    def start(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What goes into the first block, given tokens (N, S, D); its first element is tokens."""
+        return (x,)
+
+    def advance(
+        self, block: nn.Module, state: tuple[Tensor, ...], attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Run one block."""
+        return (self.step(block, *state, attn_mask),)
+
+    def weigh(self, block: Any, state: tuple[Tensor, ...]) -> Tensor:
+        """Return the attention weights (N, heads, S, S) of all tokens in one block."""
+        weights: Tensor = block.attn.weigh(block.norm1(state[0]))
+        return weights
+
+    def restore(self, x: Tensor, state: tuple[Tensor, ...]) -> Tensor:
+        """Return what was computed of the tokens of a state, for all tokens (N, S, D)."""
+        return x
 
 
 def keep_statistics(module: nn.Module) -> AbstractContextManager[None]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from swag_models.errors import ConfigError, check_types
 from swag_models.layouts import resize_position_embedding
 from swag_models.models.arguments import (
+    check_merge_tokens,
     check_num_classes,
     check_rate,
     choose_pool,
@@ -23,6 +24,7 @@ from swag_models.models.arguments import (
 from swag_models.models.drop_path import spread_rates
 from swag_models.models.layers import Blocks
 from swag_models.models.timm_interface import FeatureInfo
+from swag_models.models.token_merging import MergingBlock, MergingBlocks
 from swag_models.models.vit_block import (
     LAYER_NORM_EPS,
     MLP,
@@ -58,6 +60,8 @@ class ViT(ViTInterface):
         drop_path_rate: stochastic depth of the last block.
         patch_drop_rate: share of the patch tokens that is dropped in training, by
             `forward_features`.
+        merge_tokens: number of tokens that each block merges into similar ones. Outputs have all
+            tokens; those that were merged are equal.
         global_pool: "token" (the class token, as published), "avg" (mean of the patch tokens) or ""
             (all tokens); None for "token".
     """
@@ -73,6 +77,7 @@ class ViT(ViTInterface):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         patch_drop_rate: float = 0.0,
+        merge_tokens: int = 0,
         global_pool: Pool | None = None,
     ) -> None:
         check_types(ViTConfig, config=config)
@@ -93,7 +98,13 @@ class ViT(ViTInterface):
         self._describe_patches()
         self.patch_drop = PatchDropout(check_rate("patch_drop_rate", patch_drop_rate))
         rates = spread_rates(drop_path_rate, config.depth)
-        self.blocks = Blocks(*(ViTBlock(config, attn_drop_rate, rate) for rate in rates))
+        self.merge_tokens = check_merge_tokens(merge_tokens)
+        if self.merge_tokens:
+            self.blocks: Blocks = MergingBlocks(
+                *(MergingBlock(config, attn_drop_rate, rate, self.merge_tokens) for rate in rates)
+            )
+        else:
+            self.blocks = Blocks(*(ViTBlock(config, attn_drop_rate, rate) for rate in rates))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.head_drop = nn.Dropout(self.drop_rate)
         self.head = _make_head(config.width, self.num_classes)

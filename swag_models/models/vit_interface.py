@@ -40,6 +40,7 @@ class ViTInterface(Backbone):
         num_prefix_tokens: number of tokens before those of the patches; the class token.
         patch_size: side of a patch in pixels. `patch_embed.patch_size` is a pair, as in timm.
         grid_size: (rows, columns) of patches in an image of `image_size`.
+        merge_tokens: number of tokens that each block merges; see `models.token_merging`.
     """
 
     output_formats = ("NCHW", "NLC")
@@ -49,6 +50,7 @@ class ViTInterface(Backbone):
     has_class_token = True
     embed_dim: int
     num_heads: int
+    merge_tokens: int
     patch_size: int
     grid_size: tuple[int, int]
     pos_embed: nn.Parameter
@@ -168,12 +170,13 @@ class ViTInterface(Backbone):
         prefixes: list[Tensor] = []
         x = self._embed(x)
         self._check_mask(attn_mask, x)
+        state = self.blocks.start(x)
         for index, block in enumerate(self.blocks):
             if stop_early and index > chosen[-1]:
                 break
-            x = self.blocks.step(block, x, attn_mask)
+            state = self.blocks.advance(block, state, attn_mask)
             if index in chosen:
-                tokens = self.norm(x) if norm else x
+                tokens = self.blocks.restore(self.norm(state[0]) if norm else state[0], state)
                 token, patches = tokens[:, :1], tokens[:, 1:]  # (N, 1, D), (N, h w, D)
                 if output_fmt == "NCHW":  # (N, D, h, w)
                     patches = patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
@@ -183,9 +186,13 @@ class ViTInterface(Backbone):
             output: dict[str, Any] = {"image_intermediates": maps}
             if return_prefix_tokens:
                 output["image_intermediates_prefix"] = prefixes
-            return output if intermediates_only else {**output, "image_features": self.norm(x)}
+            if not intermediates_only:
+                output["image_features"] = self.blocks.restore(self.norm(state[0]), state)
+            return output
         result = list(zip(maps, prefixes)) if return_prefix_tokens else maps
-        return result if intermediates_only else (self.norm(x), result)
+        if intermediates_only:
+            return result
+        return self.blocks.restore(self.norm(state[0]), state), result
 
     def forward_attention(
         self, x: Tensor, indices: int | Sequence[int] | None = None
@@ -201,14 +208,13 @@ class ViTInterface(Backbone):
         """
         chosen = choose_levels(indices, len(self.blocks))
         maps: list[Tensor] = []
-        x = self._embed(x)
-        block: Any
+        state = self.blocks.start(self._embed(x))
         for index, block in enumerate(self.blocks):
             if index in chosen:
-                maps.append(block.attn.weigh(block.norm1(x)))
+                maps.append(self.blocks.weigh(block, state))
             if index == chosen[-1]:
                 break
-            x = self.blocks.step(block, x)
+            state = self.blocks.advance(block, state)
         return maps
 
     def get_intermediate_layers(
@@ -301,6 +307,11 @@ class ViTInterface(Backbone):
         """Raise ConfigError unless a mask is None or can be broadcast to the scores of tokens."""
         if attn_mask is None:
             return
+        if self.merge_tokens:
+            raise ConfigError(
+                f"attn_mask is for all tokens, but merge_tokens is {self.merge_tokens}; leave one "
+                "of them out"
+            )
         kind: Any = attn_mask
         if isinstance(attn_mask, Tensor):
             kind = f"{attn_mask.dtype} {tuple(attn_mask.shape)}"
