@@ -77,8 +77,9 @@ class Blocks(nn.Sequential):
     def advance(
         self, block: nn.Module, state: tuple[Tensor, ...], attn_mask: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Run one block."""
-        return (self.step(block, *state, attn_mask),)
+        """Run one block. Without a mask it gets tokens only, as a replaced one may take no more."""
+        masks = () if attn_mask is None else (attn_mask,)
+        return (self.step(block, *state, *masks),)
 
     def weigh(self, block: Any, state: tuple[Tensor, ...]) -> Tensor:
         """Return the attention weights (N, heads, S, S) of all tokens in one block."""

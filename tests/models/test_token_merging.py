@@ -100,6 +100,20 @@ def test_without_merging_nothing_changes() -> None:
     assert torch.equal(model(batch), plain(batch))
 
 
+def test_without_merging_a_replaced_block_needs_only_tokens() -> None:
+    class Own(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    for block in (nn.Identity(), Own()):
+        model, batch = tiny("vit"), images(1)
+        assert isinstance(model, ViT)
+        model.blocks[0] = block
+        tokens, _ = model.forward_intermediates(batch, norm=True)
+        assert torch.equal(tokens, model.forward_features(batch))
+        assert len(model.get_intermediate_layers(batch, n=1)) == 1
+
+
 def test_maps_and_attention_have_the_full_grid() -> None:
     model, batch = merging(4), images(2, (32, 40))
     tokens, maps = model.forward_intermediates(batch, norm=True)
