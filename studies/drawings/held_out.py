@@ -14,7 +14,6 @@ from swag_models.recipe.data.pack import pack
 from swag_models.runtime import import_extra
 
 LABELS_FILE = "labels.parquet"
-NAMES_FILE = "names.json"  # of things, written when zero-shot is measured
 
 
 def label_held_out(

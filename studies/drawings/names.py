@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from studies.drawings.held_out import NAMES_FILE
 from studies.drawings.split import SPLITS
 from swag_models.atomic import write_json
 from swag_models.errors import ConfigError
@@ -111,6 +111,9 @@ def measure_names(
 def write_names(folder: Path, things: Mapping[str, Target]) -> Path:
     """Write the annotations that zero-shot evaluation reads: file name and name of the thing.
 
+    The name of the file contains the hash of its content, so that measurements of models with other
+    classes, which may run at the same time, write other files.
+
     Args:
         folder: of a held-out set.
         things: emoji -> the thing.
@@ -122,8 +125,10 @@ def write_names(folder: Path, things: Mapping[str, Target]) -> Path:
     }
     if not labels:
         raise ConfigError(f"no emoji of {folder} has a name among the classes of the model")
-    write_json(folder / NAMES_FILE, labels)
-    return folder / NAMES_FILE
+    digest = hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()
+    path = folder / f"names-{digest[:16]}.json"
+    write_json(path, labels, unique=True)
+    return path
 
 
 def read_posts(folder: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,21 @@ def test_things_are_emoji_whose_name_is_a_noun(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"images/1.png": ["owl"], "images/2.png": ["owl"]}
     with pytest.raises(ConfigError, match="no emoji of"):
         write_names(tmp_path, {"9": things["1"]})
+
+
+def test_measurements_at_the_same_time_write_files_of_their_own(tmp_path: Path) -> None:
+    posts = [{"emoji": str(n), "path": f"images/{n}.png"} for n in range(300)]
+    (tmp_path / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in posts))
+    models = [  # their classes, and therefore the things that they can name
+        {str(n): Target(f"{name} {n}", ()) for n in range(300)} for name in ("a", "b", "a")
+    ]
+    with ThreadPoolExecutor(len(models)) as pool:
+        paths = list(pool.map(lambda things: write_names(tmp_path, things), models * 20))
+    for path, things in zip(paths, models * 20, strict=True):
+        labels = json.loads(path.read_text())
+        assert labels == {f"images/{n}.png": [things[str(n)].name] for n in range(300)}
+    assert len(set(paths)) == 2
+    assert sorted(tmp_path.iterdir()) == sorted({*paths, tmp_path / "posts.jsonl"})
 
 
 def test_near_copies_are_no_neighbours(tmp_path: Path) -> None:
