@@ -89,7 +89,7 @@ def load_model(
     attn_drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     patch_drop_rate: float = 0.0,
-    merge_tokens: int = 0,
+    merge_tokens: int | None = None,
     global_pool: Pool | None = None,
     backend: Backend = "mmap",
     weights_key: str | None = None,
@@ -131,7 +131,8 @@ def load_model(
         drop_path_rate: stochastic depth of the last block; lower in earlier ones.
         patch_drop_rate: share of the patch tokens that is dropped in training (ViT only).
         merge_tokens: number of tokens that each block merges into similar ones (ViT only), which
-            makes it faster (arXiv 2210.09461); outputs have all tokens, those merged are equal.
+            makes it faster (arXiv 2210.09461); outputs have all tokens, those merged are equal. By
+            default the spec's, which is 0 in the catalog.
         global_pool: "token", "avg" or "", as in `models.build`; by default the spec's.
         backend: "mmap" maps the file. It must then not be overwritten in place, as torch.save does,
             while the model is in use. "pread" reads it into memory, for network disks and for
@@ -186,7 +187,7 @@ def load_model(
         attn_drop_rate=attn_drop_rate,
         drop_path_rate=drop_path_rate,
         patch_drop_rate=patch_drop_rate,
-        merge_tokens=merge_tokens,
+        merge_tokens=(spec.merge_tokens or 0) if merge_tokens is None else merge_tokens,
         global_pool=_keep_pool(spec, num_classes) if global_pool is None else global_pool,
     )
     if features_only:

@@ -27,6 +27,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "image_size": (1, 16_384),
     "in_chans": (1, 4096),
     "num_classes": (1, 4_000_000),
+    "merge_tokens": (1, 2**18),  # per block
     "num_params": (0, 1e12),
     "gmacs": (0, 1e9),
     "top1": (0, 100),

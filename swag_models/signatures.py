@@ -56,7 +56,7 @@ class WeightOptions(TypedDict, total=False):
     attn_drop_rate: float
     drop_path_rate: float
     patch_drop_rate: float
-    merge_tokens: int
+    merge_tokens: int | None
     global_pool: Pool | None
     backend: Backend
     weights_key: str | None

@@ -200,6 +200,8 @@ class ModelSpec:
         synsets: WordNet 3.0 id of each class ("n07739125"), if the classes are hashtags.
         multi_label: whether an image can have any number of the classes: the probability of a
             class is then the sigmoid of its logit, otherwise the softmax of all.
+        merge_tokens: number of tokens that each block of a ViT merges, as for `models.build`; None
+            for none. `gmacs` is the cost with merging.
     """
 
     name: str
@@ -220,9 +222,14 @@ class ModelSpec:
     global_pool: Pool | None = None
     synsets: tuple[str, ...] | None = None
     multi_label: bool = False
+    merge_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        if self.merge_tokens and not isinstance(self.config, ViTConfig):
+            raise ConfigError(
+                f"merge_tokens is {self.merge_tokens}; a RegNet has no tokens, leave it out"
+            )
 
     @property
     def family(self) -> str:
@@ -275,6 +282,11 @@ class ModelSpec:
             ("image size", f"{size}, {self.preprocess.interpolation}"),
             ("normalisation", f"mean {self.preprocess.mean}, std {self.preprocess.std}"),
             ("compute", f"{self.gmacs} GMACs per image"),
+            *(
+                [("token merging", f"each block merges {count_noun(self.merge_tokens, 'token')}")]
+                if self.merge_tokens
+                else []
+            ),
             ("classes", classes),
             ("accuracy", accuracy),
             ("license", f"{self.license}, {self.license_url}".removesuffix(", ")),

@@ -18,6 +18,7 @@ import swag_models
 from swag_models import publish
 from swag_models.cli import main, make_parser
 from swag_models.layouts import TABLES
+from swag_models.merged_accuracy import MERGED_ACCURACY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -202,6 +203,20 @@ def test_the_lowest_tested_versions_are_those_the_package_requires() -> None:
     floor = dict(line.split("==") for line in lines)
     assert floor.keys() == required.keys()
     assert all(floor[name].startswith(required[name]) for name in floor)
+
+
+def test_the_table_of_token_merging_has_the_figures_of_info() -> None:
+    for name, figures in MERGED_ACCURACY.items():
+        accuracy = f"{figures.top1:.2f} -> {figures.merged_top1:.2f}"
+        rate = f"{figures.rate} -> {figures.merged_rate} ({figures.speedup:.2f}x)"
+        size = swag_models.get_spec(name).image_size
+        row = f"| `{name}` | {size} | {figures.merge_tokens} | {accuracy} | {rate} |"
+        assert USAGE.count(f"\n{row}\n") == 1
+        # without merging, the authors measured what the catalog states, of SWAG's own figures
+        metrics = swag_models.get_spec(name).metrics
+        assert metrics
+        assert abs(metrics.top1 - figures.top1) < 0.02
+    assert len(re.findall(r"\(\d\.\d\dx\) \|\n", USAGE)) == len(MERGED_ACCURACY)
 
 
 def test_the_model_table_is_the_catalog() -> None:

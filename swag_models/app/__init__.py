@@ -11,6 +11,7 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from swag_models.api import SPECS, Name, get_spec
 from swag_models.app.access import Access, read_auth_file
@@ -18,6 +19,7 @@ from swag_models.app.addresses import Addresses, is_loopback
 from swag_models.errors import ConfigError
 from swag_models.inference.image_sources import find_images
 from swag_models.runtime import import_extra
+from swag_models.spec import ModelSpec
 
 __all__ = ["is_loopback", "serve"]
 
@@ -26,6 +28,7 @@ def serve(
     model: Name = "vit_nano_hashtags",
     *,
     folder: str = "",
+    merge_tokens: int | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
     root_path: str = "",
@@ -44,6 +47,8 @@ def serve(
             catalog can be selected in the page.
         folder: folder to search for similar images. Another folder can be entered in the page if
             only this machine can reach the page.
+        merge_tokens: number of tokens that each block of the initial model merges, see
+            `load_model`; by default the model's.
         host: address to listen on.
         port: port to listen on; 0 for any free port.
         root_path: path of the page on the host of a reverse proxy, for example "/demo". The proxy
@@ -58,9 +63,12 @@ def serve(
 
     Raises:
         ConfigError: the extra is not installed, the address, `root_path` or one of `allow_hosts`
-            cannot be used, the folder contains no image, or `auth_file` no users.
+            cannot be used, the folder contains no image, `auth_file` no users, or the model has
+            no tokens to merge.
     """
     spec = get_spec(model)
+    if merge_tokens is not None:
+        spec = _merge_tokens(spec, merge_tokens)
     if folder:
         if not os.path.isdir(folder):
             raise ConfigError(f"{folder} is not a folder; pass a folder of images, or omit it")
@@ -85,6 +93,15 @@ def serve(
         address = f"{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         ready(f"http://{address}{access.path}{f'?token={access.token}' if token else ''}")
         run_server(server, listener)
+
+
+def _merge_tokens(spec: ModelSpec, count: int) -> ModelSpec:
+    """The spec of a model whose blocks merge this number of tokens."""
+    from swag_models.models.arguments import check_merge_tokens
+    from swag_models.publish.model_info import count_gmacs
+
+    spec = replace(spec, merge_tokens=check_merge_tokens(count) or None)
+    return replace(spec, gmacs=count_gmacs(spec))
 
 
 def _listen(host: str, port: int) -> socket.socket:

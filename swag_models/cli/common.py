@@ -71,6 +71,17 @@ def add_backend_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_merge_option(command: argparse.ArgumentParser) -> None:
+    """Declare --merge-tokens."""
+    command.add_argument(
+        "--merge-tokens",
+        type=int,
+        metavar="R",
+        help="merge R tokens in each block of a ViT, which is faster and less accurate (default: "
+        "the model's, 0 in the catalog); docs/usage.md has figures",
+    )
+
+
 def add_device_option(command: argparse.ArgumentParser) -> None:
     """Declare --device, which `read_device` reads."""
     command.add_argument(

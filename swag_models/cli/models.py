@@ -17,6 +17,7 @@ from swag_models.cli.common import (
 )
 from swag_models.cli.output import print_data, print_line, print_message
 from swag_models.errors import ConfigError, SignatureError
+from swag_models.merged_accuracy import MERGED_ACCURACY
 from swag_models.paths import expand_path
 from swag_models.spec import ModelSpec
 
@@ -65,6 +66,8 @@ def info(options: argparse.Namespace) -> int:
     rows = spec.list_facts()
     sources = [row for row in rows if row[0] == "source"]
     rows = [row for row in rows if row[0] != "source"]
+    if spec is SPECS.get(spec.name) and spec.name in MERGED_ACCURACY:
+        rows.append(("token merging", MERGED_ACCURACY[spec.name].describe()))
     rows += [("on this machine", str(find_weights(spec) or "no")), *sources]
     for name, value in rows:
         print_line(f"{name:<16} {value}")

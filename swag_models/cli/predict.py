@@ -17,6 +17,7 @@ from swag_models.cli.common import (
     add_backend_option,
     add_device_option,
     add_json_option,
+    add_merge_option,
     add_quiet_option,
     read_device,
 )
@@ -150,6 +151,7 @@ def app(options: argparse.Namespace) -> int:
     serve(
         options.model,
         folder=options.folder,
+        merge_tokens=options.merge_tokens,
         host=options.host,
         port=options.port,
         root_path=options.root_path,
@@ -256,14 +258,7 @@ def _add_pipeline_options(command: argparse.ArgumentParser) -> None:
         help="decode JPEGs at 1/2, 1/4 or 1/8 of their size where that is at least 2.7 times the "
         "model's; normalised pixels change by 0.003 to 0.006 (default: in embed, and with --fast)",
     )
-    command.add_argument(
-        "--merge-tokens",
-        type=int,
-        metavar="R",
-        default=0,
-        help="merge R tokens in each block of a ViT, which is faster and less accurate (default: "
-        "0); docs/usage.md has figures",
-    )
+    add_merge_option(command)
     add_backend_option(command)
 
 
@@ -281,6 +276,7 @@ def _add_app_options(command: argparse.ArgumentParser) -> None:
         help="model to start with: name, folder or hf-hub:org/repo (default: vit_nano_hashtags)",
     )
     command.add_argument("--folder", default="", help="folder to search for similar images")
+    add_merge_option(command)
     command.add_argument(
         "--host",
         default="127.0.0.1",

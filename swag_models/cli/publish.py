@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swag_models.api import SPECS, get_spec
-from swag_models.cli.common import OK, AddCommand
+from swag_models.cli.common import OK, AddCommand, add_merge_option
 from swag_models.cli.output import print_line, print_message, print_text
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
@@ -36,7 +36,8 @@ def save(options: argparse.Namespace) -> int:
         if (model := identify_model(spec)) is None:
             return None
         keys = identify_files([options.sign] if options.sign else [])
-        return ["save", model, options.image_size, options.dtype, keys, identify_packages()]
+        changes = [options.image_size, options.dtype, options.merge_tokens]
+        return ["save", model, *changes, keys, identify_packages()]
 
     def write() -> None:
         model, facts = _load_model(options, spec)
@@ -61,10 +62,11 @@ def push(options: argparse.Namespace) -> int:
 
     # a catalog name takes precedence over a folder of the same name
     is_folder = options.model not in SPECS and os.path.isdir(os.path.expanduser(options.model))
-    if is_folder and (options.image_size, options.dtype) != (None, None):
+    changes = (options.image_size, options.dtype, options.merge_tokens)
+    if is_folder and any(change is not None for change in changes):
         raise ConfigError(
-            "--image-size and --dtype are not allowed with a folder, which is uploaded unchanged; "
-            "use save to change it first"
+            "--image-size, --dtype and --merge-tokens are not allowed with a folder, which is "
+            "uploaded unchanged; use save to change it first"
         )
     model, facts = (
         (options.model, {}) if is_folder else _load_model(options, get_spec(options.model))
@@ -107,8 +109,9 @@ def export(options: argparse.Namespace) -> int:
         "external_data": options.external_data,
         "images": options.calibrate,
     }
-    if options.weights is not None:  # `export_model` passes it to `load_model`
-        settings["weights"] = options.weights
+    for option in ("weights", "merge_tokens"):  # `export_model` passes them to `load_model`
+        if getattr(options, option) is not None:
+            settings[option] = getattr(options, option)
     report = run_unless_done(
         path,
         lambda: _identify_export(options, spec, settings),
@@ -221,6 +224,7 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         help="float32 (default), float16, bfloat16, int8 (.onnx only); also fp32, fp16, bf16",
     )
     command.add_argument("--weights", metavar="FILE", help="checkpoint to load the weights from")
+    add_merge_option(command)
     command.add_argument(
         "--opset", type=int, help="ONNX opset, 18 to 23 (default: 18; for bfloat16: 22)"
     )
@@ -249,6 +253,7 @@ def _add_changes(command: argparse.ArgumentParser) -> None:
         "--dtype",
         help="dtype of the weights, such as bfloat16 to halve the size (default: float32)",
     )
+    add_merge_option(command)
 
 
 def _load_model(
@@ -256,12 +261,21 @@ def _load_model(
 ) -> "tuple[ViT | RegNet, dict[str, Any]]":
     """The model, and the description and accuracy that still apply to it.
 
-    They refer to the original size and dtype, so they are dropped if either changes.
+    They refer to the original size, dtype and token merging, so they are dropped if one changes.
     """
     from swag_models.api import load_model
 
-    model = load_model(spec, image_size=options.image_size, dtype=options.dtype)
-    same = options.image_size in (None, spec.image_size) and options.dtype in (None, "float32")
+    model = load_model(
+        spec,
+        image_size=options.image_size,
+        dtype=options.dtype,
+        merge_tokens=options.merge_tokens,
+    )
+    same = (
+        options.image_size in (None, spec.image_size)
+        and options.dtype in (None, "float32")
+        and options.merge_tokens in (None, spec.merge_tokens or 0)
+    )
     return model, {"description": spec.description, "metrics": spec.metrics} if same else {}
 
 

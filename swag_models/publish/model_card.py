@@ -137,6 +137,9 @@ def make_card(spec: ModelSpec, details: CardDetails) -> str:
         ("output", count_noun(spec.num_classes, "class") if spec.num_classes else "features"),
         ("compute", f"{spec.gmacs:.2f} GMACs per image"),
     ]
+    if spec.merge_tokens:
+        merged = count_noun(spec.merge_tokens, "token")
+        overview.append(("token merging", f"each block merges {merged} (arXiv 2210.09461)"))
     return TEMPLATES.get_template("model_card.md.jinja").render(
         spec=spec,
         details=details,

@@ -16,7 +16,7 @@ from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun, describe, spell_license
 from swag_models.hub.hf_format import check_texts
 from swag_models.model_metadata import check_class_names
-from swag_models.models import Backbone, RegNet, build
+from swag_models.models import Backbone, RegNet, ViT, build
 from swag_models.models.arguments import choose_pool
 from swag_models.models.unwrap import unwrap
 from swag_models.spec import UNKNOWN, Metrics, ModelSpec, Pool
@@ -97,6 +97,7 @@ def describe_model(
         in_chans=model.in_chans,
         global_pool=_find_pool(model),
         multi_label=multi_label,
+        merge_tokens=(model.merge_tokens or None) if isinstance(model, ViT) else None,
     )
     spec.check_classes()
     check_texts(spec, name)  # also rejects what `read_config` would reject
@@ -212,6 +213,7 @@ def _build_model(spec: ModelSpec, patch_drop_rate: float = 0.0) -> nn.Module:
         image_size=spec.image_size,
         in_chans=spec.in_chans,
         patch_drop_rate=patch_drop_rate,
+        merge_tokens=spec.merge_tokens or 0,
         global_pool=spec.global_pool,
     )
     return model.eval()

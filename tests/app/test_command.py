@@ -30,6 +30,11 @@ def test_a_port_in_use_is_named(capsys: Capture) -> None:
         (["--folder", "no/such"], "no/such is not a folder; pass a folder of images"),
         (["--model", "resnet50"], "unknown model 'resnet50'"),
         (["--root-path", "demo"], "invalid path 'demo' for --root-path: allowed: a path such as "),
+        (["--merge-tokens", "-1"], "merge_tokens is -1; give the number of tokens that each"),
+        (
+            ["--model", "regnety_nano_hashtags", "--merge-tokens", "2"],
+            "merge_tokens is 2; a RegNet has no tokens",
+        ),
         (["--allow-host", "a:1"], "invalid name 'a:1' for --allow-host: allowed: the full name or"),
     ],
 )

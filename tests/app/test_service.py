@@ -16,6 +16,8 @@ from server import Fault, Server
 from tiny import VIT_SPEC, tiny
 
 from swag_models.api import get_spec
+from swag_models.app import _merge_tokens
+from swag_models.app.components import render_facts
 from swag_models.app.saliency import compute_saliency
 from swag_models.app.service import Download, classify_image, get_saliency
 from swag_models.errors import ImageError
@@ -133,3 +135,17 @@ def test_a_download_from_the_hub_reports_progress_too(hub: Hub, folders: dict[st
     )
     size = (folders["first"] / "model.safetensors").stat().st_size
     assert process.stdout == f"{size} {size} None\n"
+
+
+def test_tokens_are_merged_as_the_spec_states() -> None:
+    spec, image = get_spec("vit_nano_hashtags"), SCENES / "cup.jpg"
+    merged = _merge_tokens(spec, 6)
+    assert merged.merge_tokens == 6
+    assert merged.gmacs < spec.gmacs
+    assert "<dd>6 tokens in each block</dd>" in render_facts(merged, is_local=True)
+    plain, other = (classify_image(each, image, "cup.jpg") for each in (spec, merged))
+    assert plain.predictions[0].probability != other.predictions[0].probability
+    maps = get_saliency(other, 3)
+    assert maps.shape == get_saliency(plain, 3).shape == (3, 6, 6)
+    assert len(np.unique(maps[0])) < 36  # of merged patches, equal
+    assert _merge_tokens(spec, 0).merge_tokens is None
