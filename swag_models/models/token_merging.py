@@ -8,12 +8,14 @@ stands for. Attention counts a token as often: the logarithm of its size is adde
 Axes: N batch, S tokens before and T tokens after a block, P tokens at first, D width, K head width.
 """
 
-from typing import Any
+import inspect
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swag_models.errors import ConfigError
 from swag_models.models.layers import Blocks
 from swag_models.models.vit_block import Attention, ViTBlock, has_hooks
 from swag_models.spec import ViTConfig
@@ -73,10 +75,30 @@ class MergingBlocks(Blocks):
     def advance(
         self, block: nn.Module, state: tuple[Tensor, ...], attn_mask: Tensor | None = None
     ) -> tuple[Tensor, ...]:
+        self._check(block)
         result: tuple[Tensor, ...] = self.step(block, *state)
         return result
 
+    def _check(self, block: nn.Module) -> None:
+        """Raise ConfigError unless a block takes and returns a state, also if it is wrapped."""
+        if isinstance(block, MergingBlock) or torch.compiler.is_compiling():
+            return
+        try:
+            inspect.signature(block.forward).bind(*range(3))
+        except TypeError:
+            raise ConfigError(
+                f"a block is replaced by {type(block).__name__}, which does not merge tokens; load "
+                "the model with merge_tokens=0, or replace layers inside of its blocks"
+            ) from None
+
+    def __prepare_scriptable__(self) -> NoReturn:  # called by torch.jit.script
+        raise ConfigError(
+            "torch.jit.script does not support merge_tokens; load the model with merge_tokens=0, "
+            "or use torch.export"
+        )
+
     def weigh(self, block: Any, state: tuple[Tensor, ...]) -> Tensor:
+        self._check(block)
         x, size, source = state
         return weigh(block.attn, block.norm1(x), size, source)
 
@@ -136,6 +158,16 @@ def weigh(attention: Attention, x: Tensor, size: Tensor, source: Tensor) -> Tens
     return weights.gather(2, rows).gather(3, columns)
 
 
+def count_merges(tokens: int, count: int) -> int:
+    """Number of tokens that a block merges of `tokens`, the class token included.
+
+    Args:
+        tokens: number of tokens S.
+        count: number R that it is to merge.
+    """
+    return min(count, (tokens - 1) // 2)  # each has a partner, and none is the class token
+
+
 torch.fx.wrap("merge")  # one node of a traced graph, because it depends on sizes
 
 
@@ -157,7 +189,7 @@ def merge(
     with torch.no_grad():
         keys = F.normalize(keys, dim=-1)
         first, second = keys[:, 2::2], keys[:, 1::2]  # without the class token
-        count = min(count, first.shape[1])
+        count = count_merges(keys.shape[1], count)
         best, partner = (first @ second.mT).max(dim=-1)  # (N, number of the first set)
         order = best.argsort(dim=-1, descending=True)
         merged, kept = order[:, :count], order[:, count:].sort(dim=-1).values

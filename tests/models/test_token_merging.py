@@ -15,6 +15,7 @@ import swag_models
 from swag_models.errors import ConfigError
 from swag_models.export import export_model
 from swag_models.models import ViT, build
+from swag_models.models.token_merging import merge
 
 Token = tuple[Tensor, set[int]]  # value (D,), the places of the tokens that it consists of
 
@@ -196,6 +197,86 @@ def test_what_has_no_tokens_or_needs_all_is_refused() -> None:
     for call in (model.forward_features, model.forward_intermediates):
         with pytest.raises(ConfigError, match=r"^attn_mask is for all tokens, but merge_"):
             call(images(2), attn_mask=mask)
+
+
+def test_each_layer_has_all_patches() -> None:
+    """The sizes of the tokens sum to the number of patches, and state what each consists of."""
+    model, batch = merging(7), images(2, (40, 48))
+    total, tokens = 31, 31
+    with torch.no_grad():
+        state = model.blocks.start(model._embed(batch))
+        for block in model.blocks:
+            state = model.blocks.advance(block, state)
+            tokens -= min(7, (tokens - 1) // 2)
+            x, size, source = state
+            assert x.shape[1] == size.shape[1] == tokens
+            assert torch.equal(size.sum(dim=1), torch.full((2, 1), float(total)))
+            for sizes, sources in zip(size[..., 0], source, strict=True):
+                assert torch.equal(sources.bincount(minlength=tokens).float(), sizes)
+            assert (source[:, 0] == 0).all()
+            assert (size[:, 0] == 1).all()  # nothing is merged into the class token
+    assert tokens == 17
+
+
+def test_the_order_of_patches_within_each_set_does_not_matter() -> None:
+    """In one block; a later one divides tokens into sets by the order of those that are left."""
+    model = merging(5)
+    del model.blocks[1:]
+    batch = images(2, 48)
+    model.set_input_size(48)
+    first, second = torch.arange(1, 36, 2), torch.arange(0, 36, 2)  # places of patches
+    order = torch.empty(36, dtype=torch.long)
+    order[1::2], order[::2] = first[torch.randperm(18)], second[torch.randperm(18)]
+    patches = batch.unfold(2, 8, 8).unfold(3, 8, 8).flatten(2, 3)[:, :, order]  # (N, 3, 36, 8, 8)
+    permuted = patches.unflatten(2, (6, 6)).transpose(3, 4).flatten(2, 3).flatten(3)
+    with torch.no_grad():
+        expected = model.forward_features(batch)
+        positions = torch.cat([torch.zeros(1, dtype=torch.long), order + 1])
+        model.pos_embed.copy_(model.pos_embed[:, positions])
+        outputs = model.forward_features(permuted)
+    torch.testing.assert_close(outputs, expected[:, positions], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(outputs, expected, atol=1e-2)
+
+
+def test_an_example_by_hand() -> None:
+    """Tokens 1 and 3 are the second set. 2 is like 1, and 4 like neither: 2 is merged into 1."""
+    x = torch.tensor([[[9.0], [1.0], [4.0], [5.0], [7.0]]])
+    size = torch.tensor([[[1.0], [2.0], [1.0], [1.0], [1.0]]])
+    source = torch.tensor([[0, 1, 1, 2, 3, 4]])  # of 5 patches and the class token
+    keys = torch.tensor([[[0.0, 1.0], [2.0, 0.0], [1.0, 0.1], [0.0, 3.0], [-1.0, -2.0]]])
+    tokens, sizes, sources = merge(x, size, source, keys, 1)
+    assert tokens[0, :, 0].tolist() == [9, 7, 2, 5]  # (2 * 1 + 1 * 4) / 3 = 2
+    assert sizes[0, :, 0].tolist() == [1, 1, 3, 1]
+    assert sources.tolist() == [[0, 2, 2, 2, 3, 1]]
+    # all of the first set: 4 points away from both, and less from 1
+    tokens, sizes, sources = merge(x, size, source, keys, 9)
+    assert tokens[0, :, 0].tolist() == [9, 13 / 4, 5]
+    assert sizes[0, :, 0].tolist() == [1, 4, 1]
+    assert sources.tolist() == [[0, 1, 1, 1, 2, 1]]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_cannot_merge_is_named() -> None:
+    class Own(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    for block in (nn.Identity(), Own()):
+        model, batch = merging(3), images(1)
+        model.blocks[1] = block
+        for call in (model, model.forward_intermediates, model.forward_attention):
+            with pytest.raises(
+                ConfigError,
+                match=rf"^a block is replaced by {type(block).__name__}, which does not merge",
+            ):
+                call(batch)
+    model = merging(3)
+    with torch.no_grad():
+        expected = model(batch)
+        model.blocks[0] = torch.compile(model.blocks[0], backend="eager")  # still merges
+        torch.testing.assert_close(model(batch), expected)
+    with pytest.raises(ConfigError, match=r"^torch\.jit\.script does not support merge_tokens; "):
+        torch.jit.script(model)
 
 
 def test_layers_of_the_block_are_those_without_merging() -> None:
