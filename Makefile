@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo study test test-slow gpu test-matrix test-floor faults peers mutants lint audit check fix clean
+.PHONY: demo study test test-slow test-gpu gpu bench test-matrix test-floor faults peers mutants lint audit check fix clean
 
 demo: .venv/core
 	$(BIN)/swag-models list
@@ -26,8 +26,18 @@ test-slow: .venv/serve
 	$(BIN)/python -m pytest -m slow
 
 # On a machine with a GPU: its own tests, and those that use a GPU where there is one.
-gpu: .venv/dev
+test-gpu: .venv/dev
 	$(BIN)/python -m pytest tests/gpu tests/recipe/training tests/inference
+
+# Every benchmark beside its peers, in one table: benchmarks/RESULTS.md. Rerun it to resume; about 3 hours.
+# BENCH="--quick" tries all of them with small inputs, BENCH="--only vit_b16 --rounds 11" measures a part.
+bench: .venv/bench
+	$(BIN)/python -m benchmarks.run $(BENCH)
+
+# On a machine with a GPU, in at most 8 minutes: inference, training, decoding and tests/gpu, added to the same
+# table. It installs nothing: PYTHON is an interpreter with torch 2.11 or newer.
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(GPU)
 
 # Numerical tests under each instruction set of this CPU, with 1 and 2 threads; tests of signals and environments.
 test-matrix: .venv/dev
@@ -91,6 +101,10 @@ clean:
 
 .venv/dev: .venv/core
 	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+.venv/bench: .venv/dev
+	$(BIN)/python -m pip install --quiet --group bench
 	touch $@
 
 .venv/serve: .venv/dev

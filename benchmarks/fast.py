@@ -82,7 +82,11 @@ def make_openvino(model: torch.nn.Module, x: Tensor, precision: str) -> Callable
     with warnings.catch_warnings(action="ignore"):
         converted = openvino.convert_model(model, example_input=x)
     converted.reshape(x.shape)
-    hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    hints = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
     executable = openvino.Core().compile_model(converted, "CPU", hints)
     pixels = x.numpy()
     return lambda: torch.from_numpy(executable(pixels)[0])

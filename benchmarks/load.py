@@ -84,7 +84,7 @@ def run_way(way: str, arch: str, path: str) -> dict[str, float]:
         import timm
     spec = swag_models.get_spec(f"{arch}_in1k_linear")
     imported = peak_mib()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     if way.startswith("swag_models"):
         model = swag_models.load_model(spec.name, weights=path)
     elif way == "torchvision":
@@ -96,12 +96,14 @@ def run_way(way: str, arch: str, path: str) -> dict[str, float]:
         model = build(spec.config, num_classes=1000, image_size=224)
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     model.eval()
-    seconds = time.perf_counter() - start
+    seconds, seconds_cpu = time.perf_counter() - start, time.process_time() - cpu
     with torch.inference_mode():
         model(torch.zeros(1, 3, 224, 224))
     return {
         "seconds": seconds,
+        "seconds_cpu": seconds_cpu,
         "first": time.perf_counter() - start,
+        "first_cpu": time.process_time() - cpu,
         "imported": imported,
         "peak": peak_mib(),
     }

@@ -26,6 +26,7 @@ import onnxruntime
 import psutil
 import torch
 from embed import make_images
+from measure import measure_cpu
 
 import swag_models
 from swag_models import export, publish
@@ -43,18 +44,6 @@ class Measurement:
         self.cpu: list[float] = []
         self.client_share: list[float] = []
         self.latencies: list[float] = []
-
-
-def measure_cpu(process: psutil.Process) -> float:
-    """CPU seconds of a process and of those that it started and that still run."""
-    total = 0.0
-    for part in [process, *process.children(recursive=True)]:
-        try:
-            times = part.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
 
 
 async def send_images(url: str, bodies: Sequence[bytes], clients: int) -> list[float]:

@@ -29,9 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import timm
 import torch
 from embed import make_images
+from measure import Cost, measure_cpu
 from timm.data import create_dataset, create_loader
 
 from swag_models.models import build
@@ -237,13 +239,15 @@ def feed_timm(data: Path, workers: int, options: argparse.Namespace) -> Iterator
         yield images
 
 
-def measure_feed(batches: Iterator[torch.Tensor], steps: int, skip: int) -> float:
-    """Images per second, after `skip` batches that workers may have prepared."""
+def measure_feed(batches: Iterator[Any], steps: int, skip: int) -> Cost:
+    """Time of a number of batches, after `skip` batches that workers may have prepared."""
     for _ in itertools.islice(batches, skip):
         pass
-    start = time.perf_counter()
-    count = sum(len(images) for images in itertools.islice(batches, steps))
-    return count / (time.perf_counter() - start)
+    process = psutil.Process()
+    start, cpu = time.perf_counter(), measure_cpu(process)
+    count = sum(1 for _ in itertools.islice(batches, steps))
+    assert count == steps, f"the data end after {count + skip} batches"
+    return Cost(time.perf_counter() - start, measure_cpu(process) - cpu)
 
 
 def compare_feeds(data: Path, options: argparse.Namespace) -> None:
@@ -255,7 +259,8 @@ def compare_feeds(data: Path, options: argparse.Namespace) -> None:
         rates: dict[str, list[float]] = {name: [] for name in feeds}
         for _ in range(options.rounds):
             for name, make in feeds.items():
-                rates[name].append(measure_feed(make(data, workers, options), options.steps, 4))
+                cost = measure_feed(make(data, workers, options), options.steps, 4)
+                rates[name].append(options.steps * options.batch / cost.wall)
         base = statistics.median(rates["timm"])
         for name, values in rates.items():
             rate = statistics.median(values)
