@@ -1,4 +1,4 @@
-"""Inference, training and export on a CUDA device; run by `make test-gpu` and `make gpu`, skipped without a GPU."""
+"""Inference, training and export on a CUDA device, skipped without one; run by `make gpu`."""
 
 from __future__ import annotations
 
