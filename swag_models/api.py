@@ -26,7 +26,7 @@ from swag_models.model_metadata import load_classes, load_preprocess
 from swag_models.registry import FILTERS, SPECS, Name, get_spec, list_models
 from swag_models.signatures import LoadOptions, RegNetName, ViTName, Weights
 from swag_models.spec import UNKNOWN, Backend, ImageSize, ModelSpec, Pool, Progress
-from swag_models.weights_argument import DEFAULT, resolve_weights
+from swag_models.weights_argument import DEFAULT_WEIGHTS, resolve_weights
 
 if TYPE_CHECKING:
     import torch
@@ -223,7 +223,7 @@ def _open_signed(
     """Verify the signature of a model before anything of it is parsed."""
     from swag_models.hub.signed_model import open_signed
 
-    if weights is not ... and weights != DEFAULT:
+    if weights is not ... and weights != DEFAULT_WEIGHTS:
         raise ConfigError("weights= is not signed; leave it or trusted_key= out")
     return open_signed(name, trusted_key, progress=progress)
 

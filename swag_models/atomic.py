@@ -22,7 +22,7 @@ from swag_models.formatting import describe_error
 
 # Of a temporary file of another machine, whose processes cannot be seen from here. In seconds.
 MAX_AGE = 24 * 60 * 60
-MAX_NAME = 40  # characters of the final name in a temporary name; file systems allow 255 bytes
+MAX_NAME_PART = 40  # characters of the final name in a temporary name; file systems allow 255 bytes
 
 
 @contextmanager
@@ -68,12 +68,12 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 def _name_temporary(path: Path) -> Path:
     """A new name beside `path` with the id of this process: `.NAME.HOST-PID-NUMBER.tmp`."""
     owner = f"{_identify_host()}-{os.getpid()}"
-    return path.with_name(f".{path.name[:MAX_NAME]}.{owner}-{secrets.randbelow(2**32)}.tmp")
+    return path.with_name(f".{path.name[:MAX_NAME_PART]}.{owner}-{secrets.randbelow(2**32)}.tmp")
 
 
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary files and folders for `path` whose processes have ended."""
-    pattern = re.compile(re.escape(f".{path.name[:MAX_NAME]}.") + r"(\w{8})-(\d+)-\d+\.tmp")
+    pattern = re.compile(re.escape(f".{path.name[:MAX_NAME_PART]}.") + r"(\w{8})-(\d+)-\d+\.tmp")
     with contextlib.suppress(OSError):
         for entry in os.scandir(path.parent):
             match = pattern.fullmatch(entry.name)

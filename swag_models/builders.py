@@ -17,7 +17,7 @@ from swag_models.signatures import (
     ViTName,
 )
 from swag_models.spec import ModelSpec, Progress
-from swag_models.weights_argument import DEFAULT, find_model
+from swag_models.weights_argument import DEFAULT_WEIGHTS, find_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,7 +165,9 @@ def get_model_weights(name: str | Callable[..., ViT | RegNet]) -> type[WeightsEn
 @cache  # members of enums are compared by identity
 def _make_enum(name: str) -> type[WeightsEnum]:
     make_enum: Any = WeightsEnum
-    enum: type[WeightsEnum] = make_enum(f"{name}_Weights", {DEFAULT: SPECS[name]}, module=__name__)
+    enum: type[WeightsEnum] = make_enum(
+        f"{name}_Weights", {DEFAULT_WEIGHTS: SPECS[name]}, module=__name__
+    )
     return enum
 
 
@@ -181,4 +183,4 @@ def get_weight(name: str) -> WeightsEnum:
         ConfigError: no model has such weights.
     """
     check_types(str, name=name)
-    return get_model_weights(find_model(name).name)[DEFAULT]
+    return get_model_weights(find_model(name).name)[DEFAULT_WEIGHTS]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from logging import LogRecord
 
-GAP = " ... "  # what replaces the middle of a text that is too long
+ELLIPSIS = " ... "  # what replaces the middle of a text that is too long
 MAX_RECORD = 499  # characters of a log message
-MAX_VALUE, MAX_ITEMS = 100, 10  # characters of a value in a message, items of a list
+MAX_VALUE, MAX_SHOWN_ITEMS = 100, 10  # characters of a value in a message, items of a list
 
 
 def printable(name: str | os.PathLike[str]) -> str:
@@ -43,8 +43,8 @@ def escape_unprintable(text: str, limit: int | None = None) -> str:
     if not text.isprintable():
         text = "".join(c if c.isprintable() else _escape_character(c) for c in text)
     if limit is not None and len(text) > limit:
-        end = (limit - len(GAP)) // 2
-        text = text[: limit - len(GAP) - end] + GAP + text[-end:]
+        end = (limit - len(ELLIPSIS)) // 2
+        text = text[: limit - len(ELLIPSIS) - end] + ELLIPSIS + text[-end:]
     return text
 
 
@@ -69,7 +69,7 @@ def describe(value: object) -> str:
     """
     kind = f"of type {escape_unprintable(type(value).__name__, MAX_VALUE)}"
     try:
-        is_short = isinstance(value, (list, tuple)) and len(value) <= MAX_ITEMS
+        is_short = isinstance(value, (list, tuple)) and len(value) <= MAX_SHOWN_ITEMS
         if not (is_short or isinstance(value, (str, int, float, complex, bytes, NoneType))):
             return kind
         return escape_unprintable(repr(value), MAX_VALUE)

@@ -32,7 +32,7 @@ SYSTEM_NAMES = frozenset(
     }
 )
 
-KINDS = {
+FILE_KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -243,7 +243,7 @@ def check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
         path: what messages call the file.
     """
     if not stat.S_ISREG(status.st_mode):
-        kind = KINDS.get(stat.S_IFMT(status.st_mode), "special")
+        kind = FILE_KINDS.get(stat.S_IFMT(status.st_mode), "special")
         raise OSError(f"{os.fspath(path)} is {kind}, not a regular file")
 
 

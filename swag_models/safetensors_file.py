@@ -10,7 +10,7 @@ from swag_models.hub.safetensors_header import read_header
 from swag_models.stored_tensor import Region, Storage, StoredTensor
 
 # torch's dtype for the names of safetensors; getattr, because older torch lacks some.
-DTYPES = {
+SAFETENSORS_DTYPES = {
     name: getattr(torch, dtype, None)
     for name, dtype in {
         "F64": "float64",
@@ -48,7 +48,7 @@ def read_safetensors(file: BinaryIO, size: int) -> dict[str, StoredTensor]:
     """
     tensors = {}
     for name, entry in read_header(file, size).items():
-        dtype = DTYPES[entry.dtype]
+        dtype = SAFETENSORS_DTYPES[entry.dtype]
         if dtype is None:
             raise CheckpointError(f"{name} is {entry.dtype}, which this version of torch lacks")
         count = entry.size // dtype.itemsize

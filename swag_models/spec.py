@@ -5,6 +5,7 @@ Sizes are in pixels, pairs of them as (height, width).
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union
 
@@ -23,6 +24,7 @@ Pool = Literal["token", "avg", ""]  # "" for none
 # Progress of a download: True shows a bar on a terminal or in a notebook; a tqdm class is used.
 Progress = Union[bool, "type[tqdm[Any]]"]
 LABEL_SETS = {"imagenet-1k": 1000}  # number of classes of each public label set
+SHA256 = re.compile(r"[0-9a-f]{64}")  # a complete one, hexadecimal
 UNKNOWN = "unknown"  # the Hub's licence identifier for weights without a stated licence
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.conv.weight")  # of a ViT, of a RegNet
 HEADS = ("head.weight", "head.fc.weight")
 # A block in timm's names, of a ViT and of a RegNet
-BLOCK = re.compile(r"blocks\.\d+(?=\.)|s\d+\.b\d+(?=\.)", re.ASCII)
+BLOCK_NAME = re.compile(r"blocks\.\d+(?=\.)|s\d+\.b\d+(?=\.)", re.ASCII)
 INTEGERS = {torch.int32, torch.int16, torch.int8, torch.uint8}
 
 logger = logging.getLogger("swag_models")
@@ -159,7 +159,9 @@ def check_blocks(
             for stage, (_, depth) in enumerate(config.stages, start=1)
             for block in range(1, depth + 1)
         }
-    present = {match[0] for match in map(BLOCK.match, translate_layout(state, "timm")) if match}
+    present = {
+        match[0] for match in map(BLOCK_NAME.match, translate_layout(state, "timm")) if match
+    }
     problems = [
         f"{kind} {list_names(sorted(names))}"
         for kind, names in (("missing", wanted - present), ("unexpected", present - wanted))

@@ -19,7 +19,7 @@ from swag_models.api import load_model
 from swag_models.catalog import MODELS, REGNETY_NANO
 from swag_models.errors import ConfigError
 from swag_models.formatting import escape_unprintable, list_names
-from swag_models.hub.timm_format import OWN_PREFIX, OWN_REGNET, describe_for_timm
+from swag_models.hub.timm_format import OWN_REGNET, OWN_TIMM_PREFIX, describe_for_timm
 from swag_models.hub.timm_reader import change_regnet
 from swag_models.runtime import import_extra
 from swag_models.spec import ModelSpec, RegNetConfig
@@ -38,8 +38,8 @@ _OPTIONS = (
     "merge_tokens", "global_pool", "device", "dtype",
 )  # fmt: skip
 
-SPECS = {f"{OWN_PREFIX}{spec.name}": spec for spec in MODELS}
-SPECS[OWN_REGNET] = replace(
+TIMM_SPECS = {f"{OWN_TIMM_PREFIX}{spec.name}": spec for spec in MODELS}
+TIMM_SPECS[OWN_REGNET] = replace(
     next(spec for spec in MODELS if spec.config == REGNETY_NANO), sources=(), classes=None
 )
 
@@ -55,7 +55,7 @@ def describe_weights(spec: ModelSpec) -> dict[str, Any]:
 
 
 default_cfgs = _models.generate_default_cfgs(
-    {name: describe_weights(spec) for name, spec in SPECS.items()}
+    {name: describe_weights(spec) for name, spec in TIMM_SPECS.items()}
 )  # timm's name, where `register_model` looks for it
 
 
@@ -74,7 +74,7 @@ def _create(name: str, pretrained: bool = False, **options: Any) -> "nn.Module":
         pretrained: load weights.
         options: of `timm.create_model`.
     """
-    spec = SPECS[name]
+    spec = TIMM_SPECS[name]
     cfg = _models.resolve_pretrained_cfg(
         name, options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None)
     )
@@ -131,7 +131,7 @@ def _make_entrypoint(name: str) -> Callable[..., "nn.Module"]:
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = _MODULE
-    create.__doc__ = f"{SPECS[name].arch}: {SPECS[name].description}."
+    create.__doc__ = f"{TIMM_SPECS[name].arch}: {TIMM_SPECS[name].description}."
     return create
 
 
@@ -153,7 +153,7 @@ def _exit(message: str) -> NoReturn:
 
 
 if __name__ == _MODULE:
-    for _name in SPECS:
+    for _name in TIMM_SPECS:
         globals()[_name] = _models.register_model(_make_entrypoint(_name))
 elif __name__ == "__main__":
     import swag_models.timm  # registers the models under the module's own name

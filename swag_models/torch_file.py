@@ -29,7 +29,7 @@ SHARD = "a part of a DTensor"
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a file in a zip archive: lengths of name and extra
 ENCRYPTED = 1  # bit of a zip entry's flags
 STORAGE_TYPE = re.compile(r"torch\.(?:cuda\.|storage\.)?(\w+)Storage")
-DTYPES = {
+STORAGE_DTYPES = {
     "Double": torch.float64,
     "Float": torch.float32,
     "Half": torch.float16,
@@ -212,13 +212,13 @@ def _make_reader(
         except (TypeError, ValueError, LookupError):
             raise CheckpointError("its pickle has an unknown persistent id") from None
         match = isinstance(storage_type, Reference) and STORAGE_TYPE.fullmatch(storage_type.name)
-        if not match or match[1] not in DTYPES or kind not in ("storage", b"storage"):
+        if not match or match[1] not in STORAGE_DTYPES or kind not in ("storage", b"storage"):
             raise CheckpointError(f"its pickle has a storage of type {describe(storage_type)}")
         if not isinstance(key, (str, int)) or type(size) is not int or not 0 <= size < 2**60:
             raise CheckpointError("its pickle has a damaged storage")
         if view not in ([], [None]):
             raise CheckpointError("its pickle has views of storages; save it with torch >= 1.0")
-        return find_storage(str(key), DTYPES[match[1]], size)
+        return find_storage(str(key), STORAGE_DTYPES[match[1]], size)
 
     def rebuild(
         storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any

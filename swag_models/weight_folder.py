@@ -15,13 +15,13 @@ from swag_models.paths import read_regular
 # that FSDP shards as a DCP folder, or in one file.
 BIN_FILE = "pytorch_model.bin"
 BIN_INDEX_FILE = f"{BIN_FILE}.index.json"
-FILES = (WEIGHTS_FILE, INDEX_FILE, BIN_FILE, BIN_INDEX_FILE, "pytorch_model_fsdp.bin")
+WEIGHT_FILES = (WEIGHTS_FILE, INDEX_FILE, BIN_FILE, BIN_INDEX_FILE, "pytorch_model_fsdp.bin")
 DCP_FOLDERS = (".", "pytorch_model_fsdp_0")
 # Of further models that accelerate saved beside the first
 OTHER_MODELS = re.compile(
     r"(model|pytorch_model)_\d+\.(safetensors|bin)|pytorch_model_fsdp_[1-9]\d*"
 )
-NUMBERED = re.compile(r"(?:checkpoint|checkpoint_epoch|step|epoch)[-_=]?(\d+)")
+NUMBERED_CHECKPOINT = re.compile(r"(?:checkpoint|checkpoint_epoch|step|epoch)[-_=]?(\d+)")
 
 
 def find_weight_files(folder: Path) -> tuple[Path, list[str]]:
@@ -32,7 +32,7 @@ def find_weight_files(folder: Path) -> tuple[Path, list[str]]:
     """
     names = sorted(entry.name for entry in folder.iterdir())
     others = [name for name in names if OTHER_MODELS.fullmatch(name)]
-    for name in FILES:
+    for name in WEIGHT_FILES:
         if name in names:
             return folder / name, others
     for name in DCP_FOLDERS:
@@ -53,7 +53,9 @@ def _describe_folder(folder: Path, names: list[str]) -> str:
             "is a checkpoint of DeepSpeed in parts; run its script, python zero_to_fp32.py . OUT, "
             "and pass the folder OUT"
         )
-    numbered = [(int(match[1]), name) for name in names if (match := NUMBERED.fullmatch(name))]
+    numbered = [
+        (int(match[1]), name) for name in names if (match := NUMBERED_CHECKPOINT.fullmatch(name))
+    ]
     if numbered:
         return f"has no weights, but folders of checkpoints; pass one: {max(numbered)[1]}"
     return (

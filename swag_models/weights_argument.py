@@ -16,10 +16,10 @@ from swag_models.formatting import describe
 from swag_models.paths import expand_path
 from swag_models.spec import ModelSpec
 
-DEFAULT = "DEFAULT"
+DEFAULT_WEIGHTS = "DEFAULT"
 # Variants of the catalog by torchvision's names of the weights
 VARIANTS = {"IMAGENET1K_SWAG_E2E_V1": "in1k", "IMAGENET1K_SWAG_LINEAR_V1": "in1k_linear"}
-NAME = re.compile(r"(\w+)_Weights\.([A-Z]\w*)|(IMAGENET1K_\w+)", re.ASCII)
+WEIGHTS_NAME = re.compile(r"(\w+)_Weights\.([A-Z]\w*)|(IMAGENET1K_\w+)", re.ASCII)
 
 
 def resolve_weights(weights: object, spec: ModelSpec) -> Path | None:
@@ -40,14 +40,14 @@ def resolve_weights(weights: object, spec: ModelSpec) -> Path | None:
             f"invalid weights {describe(weights)}: allowed: the path of a file, DEFAULT or None; "
             "load a state dict with model.load_state_dict"
         )
-    elif weights == DEFAULT:
+    elif weights == DEFAULT_WEIGHTS:
         return None
     elif isinstance(weights, str) and "://" in weights:
         raise ConfigError(
             f"invalid weights {describe(weights)}: allowed: the path of a local file; "
             "download it first"
         )
-    elif isinstance(weights, str) and (match := NAME.fullmatch(weights)):
+    elif isinstance(weights, str) and (match := WEIGHTS_NAME.fullmatch(weights)):
         name, model = weights, find_model(weights if match[1] else f"{spec.arch}_Weights.{weights}")
     else:
         return expand_path(weights, "weights")
@@ -71,10 +71,11 @@ def find_model(name: str) -> ModelSpec:
     Raises:
         ConfigError: no model has them.
     """
-    match = NAME.fullmatch(name)
+    match = WEIGHTS_NAME.fullmatch(name)
     arch, weights = (match[1], match[2]) if match else ("", "")
     for spec in MODELS:
-        if spec.name == arch and weights == DEFAULT:  # as `builders.get_model_weights` names them
+        # as `builders.get_model_weights` names them
+        if spec.name == arch and weights == DEFAULT_WEIGHTS:
             return spec
         if simplify(spec.arch) == simplify(arch) and spec.variant == VARIANTS.get(weights):
             return spec

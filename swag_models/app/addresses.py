@@ -11,7 +11,7 @@ from swag_models.errors import ConfigError
 if TYPE_CHECKING:
     from starlette.datastructures import Headers  # of the extra, which may not be installed
 
-HOST = re.compile(r"([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
+HOST_NAME = re.compile(r"([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 ROOT_PATH = re.compile(r"(/(?!\.\.?(/|$))[\w.~-]+)+", re.ASCII)
 # first parts of Gradio's addresses
 OWN_PATHS = (
@@ -19,7 +19,7 @@ OWN_PATHS = (
     "theme.css",
 )
 MAX_ROOT_PATH = 200  # characters
-MAX_SHOWN = 100  # characters of a header in a message
+MAX_SHOWN_HEADER = 100  # characters of a header in a message
 
 
 class RefusedError(Exception):
@@ -121,7 +121,7 @@ class Addresses:
         return next(iter(schemes), ""), host
 
     def _check_host(self, host: str) -> None:
-        match = HOST.fullmatch(host)
+        match = HOST_NAME.fullmatch(host)
         names = self.accepted_hosts
         if not match or (names is not None and match[1].lower() not in names):
             raise RefusedError(
@@ -144,7 +144,7 @@ def _parse_host(name: str) -> str:
     try:
         bracketed = f"[{name}]" if ":" in name and not name.startswith("[") else name
         ascii_name = bracketed if bracketed.isascii() else bracketed.encode("idna").decode()
-        match = HOST.fullmatch(ascii_name)
+        match = HOST_NAME.fullmatch(ascii_name)
         if match and match[1].startswith("["):
             ipaddress.IPv6Address(match[1].strip("[]"))
     except (TypeError, AttributeError, ValueError):  # not a text; UnicodeError is a ValueError
@@ -175,4 +175,4 @@ def _split(headers: "Headers", name: str) -> list[str]:
 
 
 def _show(value: str) -> str:
-    return repr(value[:MAX_SHOWN])
+    return repr(value[:MAX_SHOWN_HEADER])

@@ -51,7 +51,7 @@ MAX_UPLOAD = 64 << 20  # bytes of one request
 MAX_CALL = 64 << 10  # bytes
 MAX_UPLOAD_TIME = 600  # seconds
 MAX_CALL_TIME = 30  # seconds; larger bodies have more time
-MIN_RATE = 4 << 10  # bytes per second of a body that takes longer
+MIN_UPLOAD_RATE = 4 << 10  # bytes per second of a body that takes longer
 WRONG_PASSWORD_DELAY = 1  # seconds
 MAX_LOGGED = 400  # characters of a line in the log
 
@@ -86,7 +86,7 @@ class Body:
         now = time.monotonic()
         if self._start is None:
             self._start = now
-        allowed = MAX_CALL_TIME + self.size / MIN_RATE - (now - self._start)
+        allowed = MAX_CALL_TIME + self.size / MIN_UPLOAD_RATE - (now - self._start)
         message = await _limit_time(self._receive(), max(allowed, 0))
         self.size += len(message.get("body", b""))
         self.is_complete = message["type"] != "http.request" or not message.get("more_body")

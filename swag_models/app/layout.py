@@ -14,7 +14,7 @@ from swag_models.spec import ModelSpec
 
 WELCOME = "Choose an image, and its most probable classes are listed here."
 SALIENCY_LABEL = "Saliency map"
-POLL_INTERVAL = 0.5  # seconds
+TIMER_INTERVAL = 0.5  # seconds
 MEAN_HEAD = "mean"
 OPACITY = 0.55  # of the saliency map at first
 # Attributes for screen readers that Gradio has no options for, also of elements that it replaces
@@ -67,8 +67,8 @@ class Layout:
         self.downloads: dict[str, service.Download] = {}
         with gr.Blocks(title="swag_models", analytics_enabled=False) as self.blocks:
             self.analysis, self.idle_polls = gr.State(None), gr.State(0)
-            self.download_timer = gr.Timer(POLL_INTERVAL, active=False)
-            self.embed_timer = gr.Timer(POLL_INTERVAL, active=False)
+            self.download_timer = gr.Timer(TIMER_INTERVAL, active=False)
+            self.embed_timer = gr.Timer(TIMER_INTERVAL, active=False)
             gr.HTML(components.render_header())
             with gr.Row():
                 with gr.Column():

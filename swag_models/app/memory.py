@@ -10,7 +10,7 @@ from swag_models.errors import ImageError
 
 MAX_KEPT_PIXELS = 1 << 27  # of all sessions together: 400 MB as RGB
 MAX_DECODERS = 2  # images that are decoded at once, each of at most `preprocess.MAX_PIXELS`
-MAX_WAIT = 60  # seconds that a request waits for other requests
+MAX_REQUEST_WAIT = 60  # seconds that a request waits for other requests
 
 
 class Releasable(Protocol):
@@ -54,7 +54,7 @@ class Turn:
         seconds: the longest time that a request waits.
     """
 
-    def __init__(self, places: int, seconds: float = MAX_WAIT) -> None:
+    def __init__(self, places: int, seconds: float = MAX_REQUEST_WAIT) -> None:
         self.semaphore = BoundedSemaphore(places)
         self.seconds = seconds
 

@@ -27,7 +27,7 @@ from swag_models.spec import ModelSpec
 MODEL_TURN = Turn(1)  # a model uses all cores by itself
 DECODER_TURN = Turn(MAX_DECODERS)
 KEPT_IMAGES = KeptImages()
-BATCH_SIZE = 8  # images of a folder: a batch takes seconds, even with a large model
+FOLDER_BATCH_SIZE = 8  # images of a folder: a batch takes seconds, even with a large model
 
 
 class FileContent(NamedTuple):
@@ -220,4 +220,4 @@ def load_folder_embedder(spec: ModelSpec) -> Embedder:
 
     It can run while Grad-CAM has hooks in the first copy. Both share the mapped weights.
     """
-    return Embedder(spec, progress=False, batch_size=BATCH_SIZE)
+    return Embedder(spec, progress=False, batch_size=FOLDER_BATCH_SIZE)

@@ -15,7 +15,7 @@ from swag_models.image_formats import IMAGE_SUFFIXES
 from swag_models.paths import open_regular
 
 MAX_FILES = 1000
-MAX_BYTES = 1 << 30  # of all files together
+MAX_UPLOAD_BYTES = 1 << 30  # of all files together
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Uploads:
     """
 
     def __init__(
-        self, folder: Path, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES
+        self, folder: Path, max_files: int = MAX_FILES, max_bytes: int = MAX_UPLOAD_BYTES
     ) -> None:
         self.folder = folder.resolve()
         self.max_files = max_files

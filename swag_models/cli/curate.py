@@ -17,7 +17,7 @@ from swag_models.cli.common import (
 from swag_models.cli.output import print_data, print_line, print_message, print_text
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun, list_names, markdown_table
-from swag_models.recipe.languages import SUFFIXES, is_lexicon
+from swag_models.recipe.languages import LEXICON_SUFFIXES, is_lexicon
 
 
 def curate(options: argparse.Namespace) -> int:
@@ -88,7 +88,7 @@ def _choose_database(paths: Sequence[str]) -> str | None:
     if len(databases) > 1:
         raise ConfigError(
             f"--wordnet is given {len(databases)} times: {list_names(databases)}; give one folder "
-            f"of a database, and files of other languages ({' '.join(SUFFIXES)})"
+            f"of a database, and files of other languages ({' '.join(LEXICON_SUFFIXES)})"
         )
     return databases[0] if databases else None
 

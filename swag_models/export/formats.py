@@ -24,7 +24,7 @@ from swag_models.models.regnet import MIN_SIZE
 
 INPUT_NAME = "images"
 AXES = ("batch", "channels", "height", "width")
-MAX_SIDE = int(LIMITS["image_size"][1])  # pixels
+MAX_INPUT_SIDE = int(LIMITS["image_size"][1])  # pixels
 
 ModelFunction = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> output (N, ...)
 
@@ -59,7 +59,7 @@ def trace_model(
         # not the minimum: an inner axis of length 1 would become a constant
         size = (2 * minimum + step, 2 * minimum)
         for axis in (2, 3):
-            side = torch.export.Dim(AXES[axis], min=minimum // step, max=MAX_SIDE // step)
+            side = torch.export.Dim(AXES[axis], min=minimum // step, max=MAX_INPUT_SIDE // step)
             axes[axis] = side if step == 1 else step * side
     # torch.export treats an axis of length 1 as constant.
     sample = torch.zeros(2, model.in_chans, *size, dtype=torch.float32, device="cpu")

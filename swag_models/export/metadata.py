@@ -20,7 +20,7 @@ from swag_models.runtime import import_extra
 from swag_models.spec import Preprocess
 
 COMPILED_SUFFIX = ".aoti.pt2"
-SUFFIXES = (".onnx", ".pt2", COMPILED_SUFFIX)
+EXPORT_SUFFIXES = (".onnx", ".pt2", COMPILED_SUFFIX)
 ONNX_EXTRA = "swag-models[export]"
 MAX_METADATA = 1 << 25  # bytes; names of 27,000 classes have less than 1 million
 
@@ -89,7 +89,7 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
     path = expand_path(path)
     check_suffix(path)
     try:
-        return Metadata.from_strings(READERS[find_suffix(path)](path))
+        return Metadata.from_strings(METADATA_READERS[find_suffix(path)](path))
     except OSError as error:
         raise ExportError(f"cannot read {path}: {error}") from None
     except ZIP_ERRORS as error:
@@ -98,9 +98,9 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
 
 def check_suffix(path: Path) -> None:
     """Raise ConfigError unless the suffix is that of a known format."""
-    if find_suffix(path) not in SUFFIXES:
+    if find_suffix(path) not in EXPORT_SUFFIXES:
         raise ConfigError(
-            f"invalid suffix {path.suffix!r} of {path}: allowed: {', '.join(SUFFIXES)}"
+            f"invalid suffix {path.suffix!r} of {path}: allowed: {', '.join(EXPORT_SUFFIXES)}"
         )
 
 
@@ -157,4 +157,4 @@ def _read_onnx(path: Path) -> dict[str, str]:
     return {prop.key: prop.value for prop in model.metadata_props}
 
 
-READERS = {".onnx": _read_onnx, ".pt2": _read_pt2, COMPILED_SUFFIX: read_compiled}
+METADATA_READERS = {".onnx": _read_onnx, ".pt2": _read_pt2, COMPILED_SUFFIX: read_compiled}

@@ -29,7 +29,7 @@ EXTREME_SCALE = 1e4  # times the range of image values
 FLOAT32_EPSILON = 2**-23  # relative change by the last bit
 MIN_AGREEMENT = 0.99  # fraction of the images
 MIN_COSINE_SIMILARITY = 0.99  # of the features, to agree in a model without classes
-BATCH_SIZE = 8  # images
+VERIFICATION_BATCH_SIZE = 8  # images
 MAX_CALIBRATION_IMAGES = 128
 MAX_CHECKED_IMAGES = 1000
 MIN_IMAGES_TO_SPLIT = 20  # with fewer, the same images are calibrated on and checked
@@ -75,9 +75,9 @@ def read_batches(
         ConfigError: no image can be read.
     """
     num_skipped = 0
-    for start in range(0, len(image_refs), BATCH_SIZE):
+    for start in range(0, len(image_refs), VERIFICATION_BATCH_SIZE):
         inputs = []
-        for image_ref in image_refs[start : start + BATCH_SIZE]:
+        for image_ref in image_refs[start : start + VERIFICATION_BATCH_SIZE]:
             try:
                 image = image_ref.read()
                 with named_errors(image_ref.name):

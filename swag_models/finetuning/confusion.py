@@ -19,7 +19,7 @@ from swag_models.recipe.evaluation.results import Evaluation, ImageResult
 from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.runtime import import_extra
 
-MAX_CLASSES = 40  # rows of the figure; if there are more classes, those with the most errors
+MAX_SHOWN_CLASSES = 40  # rows of the figure; if there are more, those with the most errors
 MAX_NUMBERS = 20  # rows up to which the cells have numbers
 MAX_LABEL = 24  # characters
 COLUMNS = ("image", "class", "predicted", "probability")
@@ -110,12 +110,13 @@ def _choose_classes(
     """The classes to show, ascending, and a title that says if some are left out."""
     wrong = labels != predicted
     title = f"{len(labels) - wrong.sum()} of {count_noun(len(labels), 'held-out image')} right"
-    if count <= MAX_CLASSES:
+    if count <= MAX_SHOWN_CLASSES:
         return np.arange(count), title
     # A matrix of all classes could fill the memory.
     errors = sum(np.bincount(part[wrong], minlength=count) for part in (labels, predicted))
-    worst = np.sort(np.argsort(-np.asarray(errors), kind="stable")[:MAX_CLASSES])
-    return worst, f"{title}\nthe {MAX_CLASSES} of {count_noun(count, 'class')} with most errors"
+    worst = np.sort(np.argsort(-np.asarray(errors), kind="stable")[:MAX_SHOWN_CLASSES])
+    title += f"\nthe {MAX_SHOWN_CLASSES} of {count_noun(count, 'class')} with most errors"
+    return worst, title
 
 
 def _shorten(name: str) -> str:

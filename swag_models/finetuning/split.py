@@ -13,7 +13,7 @@ from swag_models.formatting import count_noun, describe, escape_unprintable, lis
 from swag_models.paths import open_regular
 from swag_models.recipe.data.datasets import ImageDataset
 
-CHUNK = 2**20  # bytes that are read at once
+HASH_CHUNK_SIZE = 2**20  # bytes that are read at once
 NO_CLASS = -1
 
 logger = logging.getLogger("swag_models")
@@ -148,7 +148,7 @@ def _hash(path: Path) -> str | None:
     digest = hashlib.sha256()
     try:
         with open_regular(path) as file:
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(HASH_CHUNK_SIZE):
                 digest.update(chunk)
     except OSError:
         return None

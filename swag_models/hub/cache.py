@@ -25,7 +25,7 @@ from swag_models.hub.hf_format import INDEX_FILE, read_index
 from swag_models.hub.huggingface import find_cached, parse_url
 from swag_models.hub.safetensors_header import is_safetensors, read_header
 from swag_models.paths import read_regular
-from swag_models.spec import Source
+from swag_models.spec import SHA256, Source
 
 logger = logging.getLogger("swag_models")
 # Resolutions of modification times, in nanoseconds. A copy of a file may have a coarser time than
@@ -105,7 +105,7 @@ def read_record(source: Source) -> CacheRecord | None:
         record = decode_fields(CacheRecord, values, positive=False)
     except (OSError, ValueError, RecursionError):  # CacheError is an OSError too
         return None
-    is_valid = record.url == source.url and re.fullmatch("[0-9a-f]{64}", record.sha256)
+    is_valid = record.url == source.url and SHA256.fullmatch(record.sha256)
     return record if is_valid else None
 
 

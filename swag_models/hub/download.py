@@ -37,7 +37,7 @@ MAX_DURATION = 24 * 3600  # seconds for one URL, or one commit; the next downloa
 MAX_ATTEMPTS = 5  # consecutive failures without progress
 MAX_CONNECT_ATTEMPTS = 2  # the same for a host that cannot be reached at all, or is too slow
 MAX_WAIT = 60  # seconds; if the server asks for more, the download fails
-MAX_NUMBER = 10**15  # replaces any larger number in a header
+MAX_HEADER_NUMBER = 10**15  # replaces any larger number in a header
 RETRY_STATUS = {408, 429, 500, 502, 503, 504}
 # Strong validators that RFC 9110 allows in If-Range. A weak ETag (W/) does not guarantee equal
 # bytes.
@@ -299,10 +299,10 @@ def _check_space(folder: Path, size: int) -> None:
 
 
 def _parse_number(text: str) -> int | None:
-    """The value of a header, at most MAX_NUMBER; None if it is not a decimal number."""
+    """The value of a header, at most MAX_HEADER_NUMBER; None if it is not a decimal number."""
     if not re.fullmatch("[0-9]+", text):  # isdigit accepts other digits, which int rejects
         return None
-    return int(text) if len(text) < len(str(MAX_NUMBER)) else MAX_NUMBER
+    return int(text) if len(text) < len(str(MAX_HEADER_NUMBER)) else MAX_HEADER_NUMBER
 
 
 def _retry_after(response: requests.Response) -> float | None:

@@ -39,7 +39,6 @@ from swag_models.hub.hub_errors import UnreachableError
 from swag_models.hub.hub_rules import COMMIT
 from swag_models.hub.huggingface import (
     PREFIX,
-    SHA256,
     check_content,
     download_file,
     find_cached,
@@ -47,7 +46,7 @@ from swag_models.hub.huggingface import (
     parse_url,
 )
 from swag_models.hub.part_file import remove_parts
-from swag_models.spec import ModelSpec, Progress, Source
+from swag_models.spec import SHA256, ModelSpec, Progress, Source
 
 logger = logging.getLogger("swag_models")
 TRUE_VALUES = {"1", "true", "yes", "on"}

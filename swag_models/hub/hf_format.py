@@ -27,7 +27,7 @@ from swag_models.formatting import count_noun, describe, describe_error
 from swag_models.hub.timm_format import describe_for_timm
 from swag_models.hub.timm_reader import is_timm_config, read_timm_config
 from swag_models.paths import read_regular
-from swag_models.spec import ModelSpec, Source
+from swag_models.spec import SHA256, ModelSpec, Source
 
 CONFIG_FILE, CARD_FILE, WEIGHTS_FILE = "config.json", "README.md", "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
@@ -41,7 +41,7 @@ FOREIGN_WEIGHTS = (WEIGHTS_FILE, INDEX_FILE, "pytorch_model.bin")
 # was loaded, whose weights and classes may be others than those beside the file.
 TRANSFORMERS_KEY = "transformers_version"
 # A plain file name: an index from the network must not name a path, a URL or another format.
-SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
+WEIGHT_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 MAX_SHARDS = 10_000
 MAX_JSON = 2**26  # bytes of a config.json or of an index
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -143,7 +143,7 @@ def _check_source(spec: ModelSpec, path: Path) -> None:
             f"{path}: invalid sources {', '.join(names) or 'none'}; "
             f"expected {WEIGHTS_FILE} or {INDEX_FILE} alone"
         )
-    if not re.fullmatch("[0-9a-f]{64}", spec.sources[0].sha256 or ""):
+    if not SHA256.fullmatch(spec.sources[0].sha256 or ""):
         raise ConfigError(
             f"{path}: invalid SHA-256 {spec.sources[0].sha256!r} of {names[0]}; "
             "expected 64 hex digits"
@@ -227,7 +227,11 @@ def read_index(path: Path) -> Index:
 
 
 def _is_shard_name(name: object, suffix: str) -> bool:
-    return type(name) is str and name.endswith(suffix) and SHARD_NAME.fullmatch(name) is not None
+    return (
+        type(name) is str
+        and name.endswith(suffix)
+        and WEIGHT_SHARD_NAME.fullmatch(name) is not None
+    )
 
 
 def _parse(text: bytes) -> Any:

@@ -19,15 +19,14 @@ from swag_models.hub.hub_client import (
 )
 from swag_models.hub.hub_errors import UnreachableError
 from swag_models.hub.hub_rules import COMMIT
-from swag_models.spec import Progress
+from swag_models.spec import SHA256, Progress
 
 PREFIX = "hf-hub:"  # timm's prefix for a model on the Hub
-NAME = re.compile(r"([^@]+)(?:@(\w[\w./+-]*))?")
+REPO_NAME = re.compile(r"([^@]+)(?:@(\w[\w./+-]*))?")
 # The rules of huggingface_hub's `validate_repo_id`, for messages.
 REPO_RULES = (
     "letters, digits and . _ -, at most 96 characters; no . or - at an end, no .. or --, no .git"
 )
-SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def is_repo(text: str) -> bool:
@@ -52,7 +51,7 @@ def parse_name(name: str) -> tuple[str, str]:
     Raises:
         ConfigError: the name has another form.
     """
-    match = NAME.fullmatch(name.removeprefix(PREFIX))
+    match = REPO_NAME.fullmatch(name.removeprefix(PREFIX))
     if match is None or not is_repo(match[1]) or ".." in name:
         raise ConfigError(
             f"invalid repository name {name!r}: write {PREFIX}org/repo or "

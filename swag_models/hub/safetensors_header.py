@@ -11,7 +11,7 @@ from swag_models.decoding import parse_json
 from swag_models.errors import CheckpointError
 from swag_models.formatting import describe
 
-MAX_HEADER = 2**24  # bytes; a header needs about 120 for each tensor
+MAX_HEADER_LENGTH = 2**24  # bytes; a header needs about 120 for each tensor
 MAX_AXES = 8
 # Bytes of an element, by the format's name of the dtype.
 ITEM_SIZES = {
@@ -63,7 +63,7 @@ def read_header(file: BinaryIO, file_size: int) -> dict[str, HeaderEntry]:
         CheckpointError: the header is damaged, or the tensors are not exactly the rest of the file.
     """
     length = int.from_bytes(file.read(8), "little")
-    if length > min(MAX_HEADER, file_size - 8):
+    if length > min(MAX_HEADER_LENGTH, file_size - 8):
         raise CheckpointError(f"its header has {length:,} bytes")
     try:
         values = parse_json(file.read(length), unique_keys=True)

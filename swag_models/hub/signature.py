@@ -12,7 +12,6 @@ github.com/in-toto/attestation, statement 1; github.com/sigstore/model-transpare
 import base64
 import hashlib
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -23,6 +22,7 @@ from swag_models.errors import ConfigError, SignatureError
 from swag_models.formatting import count_noun, describe_error
 from swag_models.paths import expand_path, read_regular
 from swag_models.runtime import import_extra
+from swag_models.spec import SHA256
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -32,7 +32,6 @@ MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
-SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_KEY_SIZE = 1 << 16  # bytes
 # Name of a curve in `cryptography` -> size in bits, and hash that ECDSA uses with it.
 CURVES = {"secp256r1": (256, 256), "secp384r1": (384, 384), "secp521r1": (521, 512)}

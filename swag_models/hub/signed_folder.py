@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 UNSIGNED_NAMES = (SIGNATURE_FILE, ".git", ".gitattributes", ".github", ".gitignore")
 MAX_SIGNATURE_SIZE = 1 << 24  # bytes; lists about 100,000 files
-BUFFER_SIZE = 1 << 18  # bytes; fits into the cache of a CPU core
+HASH_BUFFER_SIZE = 1 << 18  # bytes; fits into the cache of a CPU core
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def hash_folder_files(paths: Mapping[str, Path]) -> dict[str, HashedFile]:
 
 def _hash_file(path: Path) -> HashedFile:
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(BUFFER_SIZE))
+    buffer = memoryview(bytearray(HASH_BUFFER_SIZE))
     try:
         with open_regular(path) as file:
             state = _read_state(os.fstat(file.fileno()))

@@ -31,7 +31,7 @@ TIMM_REGNETS = {
 # The architecture of all other RegNets. timm does not have it, and says so, unless
 # `swag_models.timm` was imported. Without a name, transformers would make a random ResNet-50.
 OWN_REGNET = "swag_models_regnety"
-OWN_PREFIX = "swag_"  # of the catalog's models in timm, see `swag_models.timm`
+OWN_TIMM_PREFIX = "swag_"  # of the catalog's models in timm, see `swag_models.timm`
 # Entry with which transformers takes the sigmoid of each logit, for losses and probabilities.
 MULTI_LABEL = {"problem_type": "multi_label_classification"}
 # Numbers of classes for which timm and transformers assume the class names of ImageNet.

@@ -16,8 +16,8 @@ from swag_models.formatting import count_noun, describe, list_names
 from swag_models.hub.model_size import count_size
 from swag_models.hub.timm_format import (
     MULTI_LABEL,
-    OWN_PREFIX,
     OWN_REGNET,
+    OWN_TIMM_PREFIX,
     TIMM_REGNETS,
     make_label,
 )
@@ -128,7 +128,7 @@ def _describe_origin(origin: ModelSpec) -> str:
 
 def _read_architecture(name: str, args: Mapping[str, Any]) -> ViTConfig | RegNetConfig:
     """The configuration of an architecture of timm, changed by arguments."""
-    known = {f"{OWN_PREFIX}{spec.name}": spec.config for spec in MODELS}
+    known = {f"{OWN_TIMM_PREFIX}{spec.name}": spec.config for spec in MODELS}
     known |= {timm_name: config for config, timm_name in TIMM_REGNETS.items()}
     known[OWN_REGNET] = REGNETY_NANO
     config: ViTConfig | RegNetConfig

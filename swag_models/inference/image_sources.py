@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 # Files that belong to the images of a tar shard: labels, captions and metadata
 LABEL_SUFFIXES = {".json", ".txt", ".cls", ".id", ".index"}
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
+URL_START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
 
 logger = logging.getLogger("swag_models")
 
@@ -201,7 +201,7 @@ def _find_files(pattern: str | os.PathLike[str], left_out: Counter[str]) -> list
     # a missing file is listed as well: reading it reports the reason
     matches: Iterable[Path] = [path]
     if not path.exists():
-        if URL.match(os.fspath(pattern)):
+        if URL_START.match(os.fspath(pattern)):
             raise ConfigError(
                 f"invalid image {os.fspath(pattern)!r}: URLs are not read; download it and give "
                 "the path of the file"

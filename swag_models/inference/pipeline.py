@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
 MAX_BATCH_SIZE, MAX_THREADS = 2**20, 1024  # larger values are mistakes
-MAX_FLOAT = torch.finfo(torch.float32).max
+MAX_FLOAT32 = torch.finfo(torch.float32).max
 MAX_WORKERS = 16  # more threads would wait for the interpreter lock
 # Images that each thread reads before the model runs. With fewer, most threads would be
 # idle until the slowest image of the chunk is read.
@@ -313,7 +313,7 @@ class InferencePipeline:
             with eval_mode(self.model):
                 values = run(inputs)[:count].float().cpu()
                 # Classes may be switched off by a bias of -inf.
-                numbers = values.clamp(min=-MAX_FLOAT) if self.keeps_head else values
+                numbers = values.clamp(min=-MAX_FLOAT32) if self.keeps_head else values
                 check_finite(numbers, self.model, self.name)
         except RuntimeError as error:
             # The allocator of the CPU raises no error of its own class.

@@ -27,7 +27,7 @@ from swag_models.inference.predict import Embedder
 from swag_models.models.arguments import check_merge_tokens
 from swag_models.paths import expand_path, open_regular
 
-CHUNK = 2**16  # rows that are compared at once, which limits the memory
+CHUNK_ROWS = 2**16  # rows that are compared at once, which limits the memory
 COPY_SIMILARITY = 0.99  # of a copy at least; its content is compared as well
 # Metadata that decide the features of an image, and the option that each depends on
 DECISIVE = {
@@ -144,8 +144,10 @@ class ImageSearch:
 def compare(vectors: Tensor, query: Tensor) -> Tensor:
     """Return the cosine similarity of each row of `vectors` (N, D) and `query` (D,), (N,)."""
     unit = F.normalize(query.float(), dim=0)
-    starts = range(0, len(vectors), CHUNK)
-    rows = [F.normalize(vectors[start : start + CHUNK].float(), dim=1) @ unit for start in starts]
+    starts = range(0, len(vectors), CHUNK_ROWS)
+    rows = [
+        F.normalize(vectors[start : start + CHUNK_ROWS].float(), dim=1) @ unit for start in starts
+    ]
     return torch.cat(rows).clamp(-1, 1)
 
 

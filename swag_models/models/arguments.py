@@ -11,7 +11,7 @@ from swag_models.formatting import count_noun, describe
 from swag_models.model_limits import LIMITS, MAX_POSITIONS
 from swag_models.spec import ImageSize, Pool
 
-MAX_PIXELS = int(LIMITS["image_size"][1]) ** 2  # of an input
+MAX_INPUT_PIXELS = int(LIMITS["image_size"][1]) ** 2  # of an input
 Levels = int | Sequence[int] | None  # maps of `forward_intermediates`, see `choose_levels`
 
 
@@ -177,10 +177,11 @@ def choose_pool(family: str, num_classes: int | None, global_pool: str | None) -
 
 def check_area(height: int, width: int) -> tuple[int, int]:
     """Return the size of an input; raise ConfigError if no machine has the memory for it."""
-    if not has_free_size((height, width)) and height * width > MAX_PIXELS:
+    if not has_free_size((height, width)) and height * width > MAX_INPUT_PIXELS:
         raise ConfigError(
-            f"image size {height}x{width} is too large; allowed: at most {MAX_PIXELS:,} pixels; "
-            "give what load_preprocess(name)(image) returns, or tiles of the image"
+            f"image size {height}x{width} is too large; allowed: at most "
+            f"{MAX_INPUT_PIXELS:,} pixels; give what load_preprocess(name)(image) returns, or "
+            "tiles of the image"
         )
     return height, width
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from swag_models.recipe.senses import SenseRanker
 
 MIN_STEM = 4  # letters of a word that is also recognised in its derivations: bakes, baker
-QUOTED = re.compile(r'"[^"]*"?')  # the examples of a definition, which have the lemma itself
-WORDS = re.compile(r"[a-z]+")
+GLOSS_EXAMPLES = re.compile(r'"[^"]*"?')  # of a definition, which have the lemma itself
+ASCII_WORDS = re.compile(r"[a-z]+")
 
 
 class Compounds:
@@ -54,12 +54,12 @@ class Compounds:
         """Words of a synset's definition and lemmas; the head, if a lemma of a hypernym has it."""
         net = self.uses.wordnet
         if known := net.synsets.get(synset):
-            yield from WORDS.findall(QUOTED.sub("", known.gloss.lower()))
+            yield from ASCII_WORDS.findall(GLOSS_EXAMPLES.sub("", known.gloss.lower()))
             for lemma in known.lemmas:
-                yield from WORDS.findall(lemma.lower())
+                yield from ASCII_WORDS.findall(lemma.lower())
         for parent in net.ancestors(synset):
             lemmas = net.synsets[parent].lemmas
-            if any(head in WORDS.findall(lemma.lower()) for lemma in lemmas):
+            if any(head in ASCII_WORDS.findall(lemma.lower()) for lemma in lemmas):
                 yield head
 
 

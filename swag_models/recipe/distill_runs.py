@@ -19,7 +19,7 @@ DISTILL = Run(
     objective=Objective(mixup=1.0),
     distill=Distillation(),
 )
-ADAM = choose("AdamW, which suits all students; the source has Adam at 0.03 for ResNets")
+ADAMW = choose("AdamW, which suits all students; the source has Adam at 0.03 for ResNets")
 DISTILL_SOURCES: dict[str, ValueSource] = {
     "arch": choose("any architecture"),
     "image_size": quote("224 pixels", CONSISTENT),
@@ -30,7 +30,7 @@ DISTILL_SOURCES: dict[str, ValueSource] = {
     "schedule": quote("a cosine", CONSISTENT),
     "cooldown": choose("for wsd; a cosine has none"),
     **dict.fromkeys(("drop_path_rate", "patch_drop_rate"), choose("none is stated")),
-    "optimizer": ADAM,
+    "optimizer": ADAMW,
     "optimizer.clip_norm": quote("norm 1", CONSISTENT),
     "objective": choose("there are no labels; only mixup applies"),
     "objective.mixup": quote("images mixed with a uniform share, for both networks", CONSISTENT),

@@ -46,7 +46,7 @@ JOINERS = "_\u00b7\u05be\u05f3\u05f4\u0f0b\u30a0\u30fb\u200c\u200d\U000e0020-\U0
 # URLs and HTML entities are matched in order to skip them: "#" in them starts no hashtag. Those
 # within hashtags are decoded when hashtags are matched.
 URL = "(?:[Hh]ttps?://|[Ww]ww[.][0-9A-Za-z])[!-~]*"
-ENTITY = "&(?:#[0-9]+|#[Xx][0-9A-Fa-f]+|[A-Za-z]+);"
+ANY_ENTITY = "&(?:#[0-9]+|#[Xx][0-9A-Fa-f]+|[A-Za-z]+);"
 # Entities of letters, of which a hashtag may consist: caf&eacute; caf&#233; caf&#xE9;
 LETTER_ENTITY = (
     "&(?:[A-Za-z](?:acute|grave|circ|uml|tilde|ring|cedil|slash|caron)|(?:AE|ae|OE|oe|sz)lig|"
@@ -61,7 +61,7 @@ SYMBOLS = "(?:[A-Za-z]{1,2}[+]{1,2}|[A-Za-z][#\uff03]{1,2})"
 SYMBOLS_END = f"[^\\p{{L}}\\p{{M}}\\p{{N}}{JOINERS}{EMOJI}{HASH}]|$"
 # Uses only syntax that RE2 (DuckDB) and Java (Spark) both support.
 PATTERN = (
-    f"{URL}|{ENTITY}|[{HASH}]{SYMBOLS}(?:{SYMBOLS_END})"
+    f"{URL}|{ANY_ENTITY}|[{HASH}]{SYMBOLS}(?:{SYMBOLS_END})"
     f"|[{HASH}]({START}{REST}(?:{LETTER_ENTITY}{REST})*)"
 )
 

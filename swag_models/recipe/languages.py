@@ -23,14 +23,14 @@ from swag_models.paths import expand_path, open_regular, split_lines
 from swag_models.recipe.spelling import canonicalise
 from swag_models.recipe.wordnet import WordNet
 
-SUFFIXES = (".xml", ".xml.gz", ".tab", ".tab.gz", ".tsv", ".tsv.gz")
+LEXICON_SUFFIXES = (".xml", ".xml.gz", ".tab", ".tab.gz", ".tsv", ".tsv.gz")
 ENGLISH = ("en", "eng")
-MAX_BYTES = 1 << 30  # of a file once it is decompressed; the largest lexicons have 0.1 GB
+MAX_LEXICON_BYTES = 1 << 30  # of a file once it is decompressed; the largest lexicons have 0.1 GB
 PWN30 = re.compile(
     r"(?:[a-z]{2,3}-30-|(?:pwn-?|wn-?)3\.?0-|omw-(?!en\d)[a-z]{2,3}(?:-[A-Za-z]+)*-)(\d{8})-n"
 )
 TAB_SYNSET = re.compile(r"(\d{8})-([a-z])")
-ENTITY = re.compile(
+UNKNOWN_ENTITY = re.compile(
     rb"""writtenForm\s*=\s*(?:"[^"<]*?|'[^'<]*?)(&(?!(?:amp|lt|gt|quot|apos);|#)[\w.-]+;)"""
 )
 TAB_HINT = (
@@ -97,7 +97,7 @@ def is_english(language: str) -> bool:
 
 def is_lexicon(path: str | PathLike[str]) -> bool:
     """Whether the name of a file is that of a lexicon, and not of a WordNet database."""
-    return str(path).lower().endswith(SUFFIXES)
+    return str(path).lower().endswith(LEXICON_SUFFIXES)
 
 
 def read_languages(paths: Sequence[str | PathLike[str]], wordnet: WordNet) -> Languages:
@@ -170,16 +170,16 @@ def read_lexicon(path: str | PathLike[str]) -> Lexicon:
     """
     path = expand_path(path, "wordnet")
     name = path.name.lower()
-    if not name.endswith(SUFFIXES):
-        raise ConfigError(f"{path} is no lexicon; allowed: {' '.join(SUFFIXES)}")
+    if not name.endswith(LEXICON_SUFFIXES):
+        raise ConfigError(f"{path} is no lexicon; allowed: {' '.join(LEXICON_SUFFIXES)}")
     if not path.exists():
         raise ConfigError(f"wordnet {path} does not exist")
     try:
         with open_regular(path) as file:
             opened = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
-            content = opened.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES} bytes")
+            content = opened.read(MAX_LEXICON_BYTES + 1)
+        if len(content) > MAX_LEXICON_BYTES:
+            raise ValueError(f"it has more than {MAX_LEXICON_BYTES} bytes")
         parse = _parse_lmf if ".xml" in name[-7:] else _parse_tab
         words, offsets, ilis = parse(content)
         if not (words or ilis):
@@ -254,7 +254,7 @@ def _parse_lmf(content: bytes) -> Content:
     parse_xml(content, start, end)
     if not language:
         raise ValueError("it has no Lexicon with a language")
-    if entity := ENTITY.search(content):
+    if entity := UNKNOWN_ENTITY.search(content):
         # the parser would leave it out, and the word would lack a letter
         raise ValueError(f"a word has the unknown entity {describe(entity[1].decode())}")
     for word in words:  # synsets that another file describes

@@ -27,7 +27,7 @@ Source = str | os.PathLike[str] | Mapping[str, str | Sequence[str]]
 NO_OVERRIDES: Overrides = MappingProxyType({})
 DROP = "drop"
 SYNSET = re.compile(r"[nN]\d{8}")
-NUMBERED = re.compile(r"(?P<lemma>[^\s,#]+)(?:#|\.n\.)(?P<number>\d{1,9})", re.IGNORECASE)
+NUMBERED_LEMMA = re.compile(r"(?P<lemma>[^\s,#]+)(?:#|\.n\.)(?P<number>\d{1,9})", re.IGNORECASE)
 WORD = re.compile(r"[^\s,]+")
 FORM = 'a hashtag, then a synset id (n02084071), a numbered sense (dog#1) or "drop"'
 MAX_SUGGESTIONS = 3
@@ -103,7 +103,7 @@ def _split_line(text: str) -> tuple[str, list[str]]:
 
 
 def _is_sense(word: str) -> bool:
-    return bool(word.lower() == DROP or SYNSET.fullmatch(word) or NUMBERED.fullmatch(word))
+    return bool(word.lower() == DROP or SYNSET.fullmatch(word) or NUMBERED_LEMMA.fullmatch(word))
 
 
 def _parse_entry(
@@ -128,7 +128,7 @@ def _find_synset(key: str, sense: str, wordnet: WordNet, suggest: Suggest) -> st
         if (synset := sense.lower()) in wordnet.synsets:
             return synset
         raise ConfigError(f"no noun of this WordNet has the id {sense}; {suggest(key)}")
-    numbered = NUMBERED.fullmatch(sense)
+    numbered = NUMBERED_LEMMA.fullmatch(sense)
     if numbered is None:
         raise ConfigError(f"{sense!r} is no sense; write {FORM}")
     lemma = numbered["lemma"].lower()

@@ -59,7 +59,7 @@ _WITHOUT_ACCENTS |= {ord(letter): ord(base) for letter, base in zip(*ACCENTS)}
 LIST_SEPARATORS = re.compile(r"[,;|/+\n]+")
 WORD_SEPARATORS = re.compile(r"[\W_]+|(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 # A symbol that is part of a name: c++, c#, .net, r&b; not where it separates words.
-SYMBOLIC = re.compile(r"\w{1,2}[+]{1,2}|\w#{1,2}|\.[a-z]+|\w{1,2}(?:[&+]\w{1,2})+")
+SYMBOLIC_NAME = re.compile(r"\w{1,2}[+]{1,2}|\w#{1,2}|\.[a-z]+|\w{1,2}(?:[&+]\w{1,2})+")
 # Short words are found in any text by chance. A word is split only if its parts cost less than this
 # for each of its letters; a cost is the negative logarithm of a relative frequency.
 COST_PER_LETTER = 2.0
@@ -250,7 +250,7 @@ def spell_symbols(tag: str) -> str | None:
     up as `r and b`.
     """
     text = tag.strip().lower()
-    if not SYMBOLIC.fullmatch(text):
+    if not SYMBOLIC_NAME.fullmatch(text):
         return None
     return text.replace("&", "and") if "&" in text else ""
 

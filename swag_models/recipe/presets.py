@@ -124,7 +124,7 @@ IN1K_CLASSES = confirm("the classes of ImageNet-1k", WEIGHTS)
 SHARED_TARGET = confirm(
     "cross-entropy with 1/K on each of K hashtags; losses per hashtag were worse", LOSS_ANSWER
 )
-BACKBONE = confirm("the published backbone of hashtag pre-training", WEIGHTS)
+PUBLISHED_BACKBONE = confirm("the published backbone of hashtag pre-training", WEIGHTS)
 LARGE_ENGINE = {"engine.parallel": LARGE, "engine.grad_checkpointing": LARGE}
 # FSDP2 over the GPUs of a run
 SHARDED = Engine(parallel="fsdp", grad_checkpointing=True)
@@ -218,7 +218,7 @@ IN1K_SOURCES = {
     "arch": ARCH,
     "image_size": confirm("the image size of the published model", MODEL_TABLE),
     "steps": choose("the length is given in epochs, which suit other data too"),
-    "init": BACKBONE,
+    "init": PUBLISHED_BACKBONE,
     "trainable": confirm("fine-tuned end to end", WEIGHTS),
     "drop_path_rate": NO_DROP_PATH,
     "optimizer.kind": REGNET_SGD,
@@ -311,7 +311,7 @@ VIT_LINEAR_SOURCES = {**LINEAR_SOURCES, "optimizer.lr": interpret("1e-2")}
 
 # Multi-label fine-tuning, which SWAG does not have: a published recipe for MS-COCO
 
-MULTILABEL = Run(
+MULTILABEL_RUN = Run(
     arch="vit_b16",
     image_size=448,
     batch_size=64,
@@ -353,7 +353,7 @@ MULTILABEL_SOURCES = {
 IG, IN, POSTS, HELD_OUT = (5_000_000_000, 27_000), (1_281_167, 1000), (24_000, 61), (2_000, 32)
 COCO = (82_783, 80)
 TUNED = "fine-tuning on ImageNet-1k, end to end"
-LINEAR = "a linear classifier for ImageNet-1k on a frozen backbone"
+LINEAR_CLASSIFIER = "a linear classifier for ImageNet-1k on a frozen backbone"
 DISTILLED = "learning from the outputs of another model, without labels"
 SEVERAL = "multi-label fine-tuning, end to end"
 NANO_SEVERAL = "miniature multi-label fine-tuning on scenes with several things"
@@ -382,14 +382,14 @@ def _make_presets(
     hashtags = replace(runs[0], arch=arch, epochs=epochs, engine=engine)
     in1k = replace(runs[1], arch=arch, init=arch, image_size=in1k_size, engine=engine)
     linear = replace(runs[2], arch=arch, init=arch)
-    several = replace(MULTILABEL, arch=arch, init=arch, engine=engine)
+    several = replace(MULTILABEL_RUN, arch=arch, init=arch, engine=engine)
     hashtag_sources = {**sources[0], **engine_sources, **({"epochs": TWICE} if epochs == 2 else {})}
     several_sources = {**MULTILABEL_SOURCES, **engine_sources}
     summary = f"pre-training on hashtags, {5 * epochs} billion samples"
     return (
         Preset(f"{arch}_hashtags", summary, hashtags, *IG, hashtag_sources),
         Preset(f"{arch}_in1k", TUNED, in1k, *IN, {**sources[1], **engine_sources}),
-        Preset(f"{arch}_in1k_linear", LINEAR, linear, *IN, sources[2]),
+        Preset(f"{arch}_in1k_linear", LINEAR_CLASSIFIER, linear, *IN, sources[2]),
         Preset(f"{arch}_multilabel", SEVERAL, several, *COCO, several_sources),
         Preset(
             *(f"{arch}_distill", DISTILLED, replace(DISTILL, arch=arch, engine=engine), *IN),

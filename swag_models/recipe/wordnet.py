@@ -19,7 +19,7 @@ from swag_models.archives import ZIP_ERRORS, is_zip
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path, open_regular
 
-FILES = ("index.noun", "data.noun", "noun.exc")
+DATABASE_FILES = ("index.noun", "data.noun", "noun.exc")
 COUNTS_FILE = "cntlist.rev"  # optional
 # ss_type in sense keys, senseidx(5WN)
 NOUN, VERB = 1, 2
@@ -27,10 +27,10 @@ VERSION = "3.0"  # ImageNet's class ids are offsets in the files of this version
 HYPERNYM_SYMBOLS = ("@", "@i")  # hypernym, instance hypernym
 INSTALL_HINT = (
     "install it: apt install wordnet-base, or python -m nltk.downloader wordnet; "
-    f"or pass the folder of {', '.join(FILES)} (wordnet=, WNHOME)"
+    f"or pass the folder of {', '.join(DATABASE_FILES)} (wordnet=, WNHOME)"
 )
 
-MAX_FILE_SIZE = 1 << 26  # bytes; data.noun has 15 million
+MAX_DATABASE_SIZE = 1 << 26  # bytes; data.noun has 15 million
 
 T = TypeVar("T")
 Folder = Path | zipfile.Path
@@ -96,7 +96,7 @@ class WordNet:
             ConfigError: the database is missing, damaged, or of another version.
         """
         source = find_wordnet(folder)
-        index, data, exceptions = texts = [_read_lines(source / name) for name in FILES]
+        index, data, exceptions = texts = [_read_lines(source / name) for name in DATABASE_FILES]
         parsed = _parse_lines(source / "data.noun", data, _parse_synset)
         synsets = {synset.id: synset for synset in parsed}
         senses, counts = {}, {}
@@ -171,7 +171,7 @@ def find_wordnet(folder: str | os.PathLike[str] | None = None) -> Folder:
             source = zipfile.Path(path, f"{path.stem}/") if packed else path
         except ZIP_ERRORS as error:
             raise ConfigError(f"{path} cannot be read: {error}; {INSTALL_HINT}") from None
-        if all((source / name).is_file() for name in FILES):
+        if all((source / name).is_file() for name in DATABASE_FILES):
             return source
     problem = (
         "no WordNet database was found" if folder is None else f"{folder} has no WordNet database"
@@ -201,9 +201,9 @@ def _list_folders() -> Iterator[Path]:
 def _read_lines(path: Folder) -> list[str]:
     try:
         with open_regular(path) if isinstance(path, Path) else path.open("rb") as file:
-            content = file.read(MAX_FILE_SIZE + 1)
-        if len(content) > MAX_FILE_SIZE:
-            raise OSError(f"it has more than {MAX_FILE_SIZE:,} bytes")
+            content = file.read(MAX_DATABASE_SIZE + 1)
+        if len(content) > MAX_DATABASE_SIZE:
+            raise OSError(f"it has more than {MAX_DATABASE_SIZE:,} bytes")
         lines = content.decode().splitlines()
     except ZIP_ERRORS as error:
         raise ConfigError(

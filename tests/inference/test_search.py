@@ -70,7 +70,7 @@ def rank_plainly(file: Path, query: Path, **options: Any) -> list[tuple[str, flo
 def test_the_order_is_that_of_a_plain_comparison(
     chunk: int, file: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "CHUNK", chunk)
+    monkeypatch.setattr(search, "CHUNK_ROWS", chunk)
     result = find(file, SCENES / "cup.jpg")
     copies = {str(photos / "a copy.jpg"), str(photos / "cup.jpg")}
     expected = [row for row in rank_plainly(file, SCENES / "cup.jpg") if row[0] not in copies]

@@ -214,7 +214,7 @@ def test_english_words_and_unicode_line_separators(wordnet: WordNet, tmp_path: P
 def test_a_compressed_lexicon_has_a_size_limit(
     wordnet: WordNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(languages, "MAX_BYTES", 1000)
+    monkeypatch.setattr(languages, "MAX_LEXICON_BYTES", 1000)
     path = tmp_path / "x.tab.gz"
     path.write_bytes(gzip.compress(b"# x\tfra\n" * 1000))
     with pytest.raises(ConfigError, match="it has more than 1000 bytes"):

@@ -28,7 +28,7 @@ from swag_models.recipe.wordnet import WordNet
 logger = logging.getLogger("swag_models")
 
 MAX_NAMES = 5  # named in a message
-SYNSET_ID = re.compile(r"[nN]\d{8}(?![^\W_])")  # followed by no letter or digit
+LEADING_SYNSET_ID = re.compile(r"[nN]\d{8}(?![^\W_])")  # followed by no letter or digit
 Index = Mapping[str, set[int]]  # spelling -> classes
 
 
@@ -222,5 +222,5 @@ def _index(spellings: Iterable[Iterable[str]]) -> Index:
 
 def find_id(name: str) -> str | None:
     """The WordNet id that a name is or begins with."""
-    match = SYNSET_ID.match(name)
+    match = LEADING_SYNSET_ID.match(name)
     return match[0].lower() if match else None

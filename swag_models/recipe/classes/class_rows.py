@@ -5,7 +5,7 @@ For each new class, the first of these kinds that finds any row of the head:
   name       the class of the model that has its name, its WordNet id or its hashtag
   synset     hashtags of the synset that its name means
   hyponyms   hashtags below this synset, with half the weight for each step
-  hypernyms  hashtags above it, likewise; at most `MAX_STEPS` steps
+  hypernyms  hashtags above it, likewise; at most `MAX_HYPERNYM_STEPS` steps
 
 Axes: T new classes, K classes of the model.
 """
@@ -26,10 +26,11 @@ from swag_models.recipe.wordnet import WordNet
 from swag_models.spec import ModelSpec
 
 # The kinds of `HashtagMapping` in the order in which they are tried, by the names above.
-KINDS = {"synset": "same", "hyponyms": "hyponyms", "hypernyms": "hypernyms"}
-MAX_STEPS = 4  # our choice: hashtags further above say little, such as #object of a forklift
+KINDS_BY_NAME = {"synset": "same", "hyponyms": "hyponyms", "hypernyms": "hypernyms"}
+# Our choice: hashtags further above say little, such as #object of a forklift
+MAX_HYPERNYM_STEPS = 4
 SHOWN = 5  # classes of the model that a report names for a new class
-SEPARATORS = re.compile(r"[,;/|()\[\]]")  # between several names of one class
+NAME_SEPARATORS = re.compile(r"[,;/|()\[\]]")  # between several names of one class
 Weights = dict[int, float]
 
 
@@ -61,7 +62,7 @@ class ClassRows(NamedTuple):
         best = [sorted(row, key=lambda k: (-row[k], k))[:SHOWN] for row in self.weights]
         return {
             "model": self.model,
-            "matched": {kind: counts[kind] for kind in ("name", *KINDS)},
+            "matched": {kind: counts[kind] for kind in ("name", *KINDS_BY_NAME)},
             "classes": {
                 name: [self.hashtags[number] for number in numbers]
                 for name, numbers in zip(self.names, best)
@@ -153,7 +154,7 @@ class NameReader:
         if ids:
             return tuple(id for id in dict.fromkeys(ids) if id in self.wordnet.synsets)
         match = self.matches[name]
-        parts = [part.strip() for part in SEPARATORS.split(name) if part.strip()]
+        parts = [part.strip() for part in NAME_SEPARATORS.split(name) if part.strip()]
         if len(parts) < 2 and match.how == "phrase":
             parts = match.lemma.split()
         return _choose_synsets(match) if len(parts) < 2 else self._read_parts(parts)
@@ -191,13 +192,13 @@ def _weigh(
 ) -> list[tuple[str, Weights]]:
     """The kind of match and the weights of each target, not normalised."""
     kinds, weights = [""] * len(targets), [Weights() for _ in targets]
-    for kind, mapping in KINDS.items():
+    for kind, mapping in KINDS_BY_NAME.items():
         missing = [number for number, earlier in enumerate(kinds) if not earlier]
         table = HashtagMapping(mapping).weigh(wordnet, hashtags, [targets[n] for n in missing])
         for (row, column), weight in zip(table.indices().T.tolist(), table.values().tolist()):
             number = missing[column]
             if kind != "hypernyms" or (
-                _count_steps(wordnet, targets[number], hashtags[row]) <= MAX_STEPS
+                _count_steps(wordnet, targets[number], hashtags[row]) <= MAX_HYPERNYM_STEPS
             ):
                 kinds[number], weights[number][row] = kind, weight
     return list(zip(kinds, weights))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # A row for each pair of hashtag as written and number.
 CODES = pa.schema({"tag": pa.string(), "number": pa.int32()})
-# The senses of each rule, the default first: numbers of their synsets (or `NO_NOUN`) and cues.
+# The senses of each rule, the default first: numbers of their synsets (or `NO_SYNSET`) and cues.
 RULES = pa.schema(
     {
         "rule": pa.int32(),
@@ -31,11 +31,11 @@ RULES = pa.schema(
         "cues": pa.list_(pa.list_(pa.int32())),
     }
 )
-# The images of each sense (the number of a synset or `NO_NOUN`) of a rule's hashtag.
+# The images of each sense (the number of a synset or `NO_SYNSET`) of a rule's hashtag.
 SENSES_USED = pa.schema({"tag": pa.string(), "number": pa.int32(), "images": pa.int64()})
 # Numbers below are synsets; WordNet has 82,115.
 FIRST_CUE, FIRST_RULE = 1 << 24, 1 << 25
-NO_NOUN = -1
+NO_SYNSET = -1
 
 
 class ContextRules:
@@ -92,7 +92,7 @@ class ContextRules:
                     "rule": number,
                     "tag": tag,
                     "uses": uses,
-                    "synsets": [numbers[id] if id else NO_NOUN for id, _ in senses],
+                    "synsets": [numbers[id] if id else NO_SYNSET for id, _ in senses],
                     "cues": [[cues[word] for word in words if word in cues] for _, words in senses],
                 }
             )
@@ -110,7 +110,7 @@ def choose_senses(images: ibis.Table, rules: ibis.Table) -> ibis.Table:
 
     Returns:
         A row for each image and rule: id, numbers (of its synsets without a rule), tag, synset (the
-        number of the sense, or `NO_NOUN`).
+        number of the sense, or `NO_SYNSET`).
     """
     depends = images.filter(images.numbers.maxs() >= FIRST_RULE)
     rows = depends.select(
@@ -140,7 +140,7 @@ def resolve_rules(images: ibis.Table, chosen: ibis.Table) -> ibis.Table:
     gathered = chosen.group_by("id").agg(
         numbers=chosen.numbers.arbitrary(), synsets=chosen.synset.collect()
     )
-    synsets = gathered.numbers.concat(gathered.synsets.filter(lambda number: number != NO_NOUN))
+    synsets = gathered.numbers.concat(gathered.synsets.filter(lambda number: number != NO_SYNSET))
     resolved = gathered.select("id", numbers=synsets.unique().sort())
     return plain.union(resolved).filter(lambda table: table.numbers.length() > 0)
 

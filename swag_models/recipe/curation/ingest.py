@@ -46,9 +46,9 @@ from swag_models.runtime import count_cpus
 if TYPE_CHECKING:
     import ibis
 
-ROW_GROUP_ROWS = 2**14  # rows of a Parquet row group; also the number of posts in memory at a time
+POSTS_AT_ONCE = 2**14  # in memory; also the rows of a Parquet row group
 CONVERSION_VERSION = 5  # increase when parts change; parts of another version are converted again
-POSTS = pa.schema(
+POST_SCHEMA = pa.schema(
     {
         "id": pa.string(),
         "url": pa.string(),
@@ -288,14 +288,16 @@ def _convert(job: _Job, advance: Callable[[int], object]) -> dict[str, Any]:
         atomic_write(job.part) as part,
         atomic_write(job.rejects) as rejects_path,
         _pause_garbage_collection(),
-        pyarrow.parquet.ParquetWriter(part, POSTS, compression="zstd") as writer,
+        pyarrow.parquet.ParquetWriter(part, POST_SCHEMA, compression="zstd") as writer,
         rejects_path.open("w") as rejects_file,
     ):
         results = read_posts(job.source, job.columns, job.format, report_position)
-        while chunk := list(islice(results, ROW_GROUP_ROWS)):
+        while chunk := list(islice(results, POSTS_AT_ONCE)):
             if posts := [row for row in chunk if isinstance(row, Post)]:
-                arrays = [pa.array(column, field.type) for column, field in zip(zip(*posts), POSTS)]
-                writer.write_table(pa.table(arrays, schema=POSTS))
+                arrays = [
+                    pa.array(column, field.type) for column, field in zip(zip(*posts), POST_SCHEMA)
+                ]
+                writer.write_table(pa.table(arrays, schema=POST_SCHEMA))
                 rows += len(posts)
             for row in chunk:
                 if isinstance(row, Reject):

@@ -8,8 +8,8 @@ from typing import IO
 
 SIZE = 2**20  # bytes read at a time, and the largest element that is certain to be read
 DECODER = json.JSONDecoder()
-START = re.compile(r"\ufeff?[ \t\r\n]*\[[ \t\r\n]*(\][ \t\r\n]*)?")
-SEPARATOR = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
+ARRAY_START = re.compile(r"\ufeff?[ \t\r\n]*\[[ \t\r\n]*(\][ \t\r\n]*)?")
+ITEM_SEPARATOR = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
 NEXT_OBJECT = re.compile(r"(\})[ \t\r\n]*,[ \t\r\n]*(?=\{)")  # where reading resumes after an error
 
 
@@ -42,7 +42,7 @@ def list_elements(file: IO[bytes]) -> Iterator[bytes]:
             ended = not chunk
             text, position = text[position:] + decoder.decode(chunk, ended), 0
         if not is_open:
-            start = START.match(text)
+            start = ARRAY_START.match(text)
             assert start
             position, is_open = start.end(), not start[1]
             if not is_open:
@@ -74,7 +74,7 @@ def _find_end(text: str, position: int, is_last: bool) -> tuple[int, int, bool]:
     except (ValueError, RecursionError):
         separator = None
     else:
-        separator = SEPARATOR.match(text, end)
+        separator = ITEM_SEPARATOR.match(text, end)
     if separator:
         return end, separator.end(), separator[1] == ","
     if found := NEXT_OBJECT.search(text, position):

@@ -23,7 +23,7 @@ from swag_models.recipe.wordnet import WordNet
 
 MAX_LISTED_HASHTAGS = 50  # hashtags of each kind in the manifest
 NO_NOUN_CHOSEN = "dropped by context"
-KINDS = (
+MATCH_KINDS = (
     *("lemma", "inflection", "ambiguous", "foreign", "override", "phrase", OWN),
     *("dropped", NO_NOUN_CHOSEN, "stopped", "machine tag", "unknown"),
 )
@@ -172,7 +172,7 @@ class TagMatcher:
         for name, counts in (("distinct", self._distinct), ("uses", self._uses)):
             counts = counts + Counter({OWN: own_counts[name]})
             counts.subtract({"unknown": own_counts[name]})
-            facts[name] = {"all": counts.total(), **{how: counts[how] for how in KINDS}}
+            facts[name] = {"all": counts.total(), **{how: counts[how] for how in MATCH_KINDS}}
         return facts
 
 

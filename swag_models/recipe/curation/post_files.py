@@ -10,9 +10,9 @@ from swag_models.errors import ConfigError
 from swag_models.formatting import escape_unprintable
 from swag_models.paths import describe_left_out, expand_path, read_lines, walk_files
 
-SUFFIXES = dict.fromkeys((".jsonl", ".ndjson", ".json"), "json")
-SUFFIXES |= {".csv": "csv", ".tab": "csv", ".tsv": "tsv"}
-SUFFIXES |= {".tar": "tar", ".tgz": "tar", ".parquet": "parquet"}
+POST_FORMATS = dict.fromkeys((".jsonl", ".ndjson", ".json"), "json")
+POST_FORMATS |= {".csv": "csv", ".tab": "csv", ".tsv": "tsv"}
+POST_FORMATS |= {".tar": "tar", ".tgz": "tar", ".parquet": "parquet"}
 # Tables of YFCC100M without user tags; each has its photos' ids in the first column.
 YFCC_COMPANIONS = ("autotags", "exif", "hash", "lines", "places")
 
@@ -29,7 +29,7 @@ def find_format(path: Path) -> str:
         ConfigError: the name has no known suffix.
     """
     stem = path.name.lower().removesuffix(".gz").removesuffix(".bz2")
-    if format := SUFFIXES.get(Path(stem).suffix):
+    if format := POST_FORMATS.get(Path(stem).suffix):
         return format
     if stem.startswith("yfcc100m"):
         if stem.startswith(tuple(f"yfcc100m_{name}" for name in YFCC_COMPANIONS)):
@@ -38,9 +38,9 @@ def find_format(path: Path) -> str:
                 "edition of 25 columns has the hashes"
             )
         return "yfcc"
-    formats = ", ".join(dict.fromkeys(SUFFIXES.values()))
+    formats = ", ".join(dict.fromkeys(POST_FORMATS.values()))
     raise ConfigError(
-        f"unknown format of {path}: allowed: {' '.join(SUFFIXES)}, or those with .gz or .bz2; "
+        f"unknown format of {path}: allowed: {' '.join(POST_FORMATS)}, or those with .gz or .bz2; "
         f"rename it, or choose a format=, one of {formats}, yfcc"
     )
 
@@ -70,7 +70,7 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], format: str | None) -> 
         left_out["not a regular file"] += len(found) - len(matches)
         if not matches:
             raise ConfigError(
-                f"{path} has no file of posts; allowed: {' '.join(SUFFIXES)}, "
+                f"{path} has no file of posts; allowed: {' '.join(POST_FORMATS)}, "
                 "or those with .gz or .bz2"
             )
         files += matches
@@ -85,7 +85,7 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], format: str | None) -> 
 
 def _has_suffix(name: str) -> bool:
     stem = name.lower().removesuffix(".gz").removesuffix(".bz2")
-    return Path(stem).suffix in SUFFIXES or stem.startswith("yfcc100m_dataset")
+    return Path(stem).suffix in POST_FORMATS or stem.startswith("yfcc100m_dataset")
 
 
 def read_values(path: str | os.PathLike[str] | None) -> list[str]:

@@ -23,7 +23,7 @@ from swag_models.recipe.curation.sampling import (
 from swag_models.recipe.curation.steps import Facts
 
 FACTORS = pa.schema({"class": pa.int32(), "repeat": pa.float64()})
-WEIGHTS = pa.schema({"class": pa.int32(), "weight": pa.int64()})
+WEIGHT_SCHEMA = pa.schema({"class": pa.int32(), "weight": pa.int64()})
 STEP_FACTORS = pa.schema({"steps": pa.int64(), "repeat": pa.float64()})
 
 
@@ -72,7 +72,8 @@ def _keep_labels(
         labels.with_name(name) for name in ("drawn", "weights.parquet", "steps.parquet")
     )
     weight_table = backend.store(
-        pa.table({"class": range(len(counts)), "weight": weights}, schema=WEIGHTS), weights_path
+        pa.table({"class": range(len(counts)), "weight": weights}, schema=WEIGHT_SCHEMA),
+        weights_path,
     )
     backend.map_parts(labels, kept, lambda part: queries.gather_kept(part, weight_table))
     images, sizes = _count_images(backend, kept, "steps")

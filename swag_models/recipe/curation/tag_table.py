@@ -16,7 +16,7 @@ import pyarrow.parquet
 from swag_models.atomic import atomic_write
 from swag_models.recipe.curation.own_classes import OWN
 
-LIST = pa.list_(pa.string())
+STRINGS = pa.list_(pa.string())
 # In descending order of uses, then of the alphabet.
 TAGS = pa.schema(
     {
@@ -25,7 +25,7 @@ TAGS = pa.schema(
         "key": pa.string(),  # canonical
         "how": pa.string(),  # see `hashtags.Match`, or `OWN`
         "reason": pa.string(),
-        "synsets": LIST,
+        "synsets": STRINGS,
     }
 )
 
@@ -100,7 +100,7 @@ def _take_senses(rows: pa.Table, used: Mapping[str, Mapping[str, int]]) -> pa.Ta
     if not pa.compute.any(depends).as_py():
         return rows
     lists = [[synset for synset in senses if synset] for senses in used.values()]
-    chosen = pa.compute.take(pa.array(lists, LIST), indices)
+    chosen = pa.compute.take(pa.array(lists, STRINGS), indices)
     is_dropped = pa.compute.and_(depends, pa.compute.equal(pa.compute.list_value_length(chosen), 0))
     reason = pa.compute.binary_join_element_wise("dropped", rows["reason"], ": ")
     for name, mask, values in (

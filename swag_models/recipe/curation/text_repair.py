@@ -20,7 +20,7 @@ MACHINE_TAG = re.compile(r"[A-Za-z][A-Za-z0-9_]*:[A-Za-z][A-Za-z0-9_]*=.*", re.D
 HEX = "[0-9A-Fa-f]"
 PLAIN = re.compile(r"[^&\\%\x80-\U0010ffff]*")
 CODE = re.compile(rf"\\u({HEX}{{4}})|\\U({HEX}{{8}})|\\u\{{({HEX}{{1,6}})\}}")
-CODES = re.compile(f"(?:{re.sub('[(](?![?])', '(?:', CODE.pattern)})+")
+CODE_RUNS = re.compile(f"(?:{re.sub('[(](?![?])', '(?:', CODE.pattern)})+")
 BYTES = re.compile(rf"(?:\\x{HEX}{{2}})+|(?:\\[0-3][0-7]{{2}})+|(?:%{HEX}{{2}})+")
 CONTROL = re.compile("[\x80-\x9f]")  # which no language uses
 QUOTE = re.compile(r"""\\(["'/\\])""")
@@ -68,7 +68,7 @@ def _decode_entities(text: str) -> str:
 
 def _decode_escapes(text: str) -> str:
     if "\\" in text or "%" in text:
-        text = CODES.sub(_decode_codes, text)
+        text = CODE_RUNS.sub(_decode_codes, text)
         text = BYTES.sub(_decode_bytes, text)
         text = QUOTE.sub(r"\1", text)
     if OTHER_CODES.fullmatch(text):

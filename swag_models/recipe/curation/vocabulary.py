@@ -15,7 +15,7 @@ from swag_models.recipe.curation.steps import Facts
 from swag_models.recipe.hashtags import canonicalise
 from swag_models.recipe.wordnet import WordNet
 
-MAX_NAME = 100  # characters of a hashtag that can be a name
+MAX_HASHTAG_NAME = 100  # characters of a hashtag that can be a name
 VOCABULARY = pa.schema(
     {
         "class": pa.int32(),
@@ -114,7 +114,7 @@ def _propose_names(
     for tag, count in spellings:
         key = canonicalise(tag)
         # a name is shown everywhere: in terminals, tables, file names
-        uses[key if key.isprintable() and 0 < len(key) <= MAX_NAME else synset] += count
+        uses[key if key.isprintable() and 0 < len(key) <= MAX_HASHTAG_NAME else synset] += count
     if not uses:
         uses[canonicalise(wordnet.synsets[synset].lemmas[0])] = 0
     # of equally used spellings, the first in the alphabet, whatever order the backend returns

@@ -31,7 +31,7 @@ LABEL_COLUMNS = (
     *("labels", "label", "label_names", "finding_labels", "tags", "classes", "class"),
     *("categories", "category", "targets", "target"),
 )
-SEPARATORS = "|;,"  # of labels in a cell of a CSV file; a space if no cell has any of these
+LABEL_SEPARATORS = "|;,"  # of labels in a cell of a CSV file; a space if no cell has any of these
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 COCO_KEYS = ("images", "annotations", "categories")
 MAX_JSON_SIZE = 1 << 32  # bytes; COCO's largest file has half a GB
@@ -165,7 +165,7 @@ def _read_rows(path: Path, rows: Sequence[Row]) -> Annotations:
 def _find_separator(cells: Iterable[Any]) -> str | None:
     """The separator of labels in the cells of a CSV file; None if every cell is one label."""
     used = {character for cell in cells if isinstance(cell, str) for character in cell.strip()}
-    return next((separator for separator in f"{SEPARATORS} " if separator in used), None)
+    return next((separator for separator in f"{LABEL_SEPARATORS} " if separator in used), None)
 
 
 def _read_name(row: Row, column: str) -> str:

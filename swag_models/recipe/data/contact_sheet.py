@@ -13,9 +13,9 @@ from swag_models.image_decoding import read_image
 from swag_models.recipe.data.image_index import ImageLocation
 
 MAX_PAIRS = 48
-SIDE, GAP, LINE = 160, 8, 14  # pixels: of an image, between images, height of a line of text
-COLUMNS = 4  # pairs in a row
-MAX_TEXT = 26  # characters of a caption under one image
+IMAGE_SIDE, GAP, LINE = 160, 8, 14  # pixels: of an image, between images, height of a line of text
+SHEET_COLUMNS = 4  # pairs in a row
+MAX_CAPTION = 26  # characters of a caption under one image
 
 
 class Pair(NamedTuple):
@@ -40,33 +40,33 @@ def write_contact_sheet(path: Path, pairs: Sequence[Pair]) -> None:
         pairs: of more than 48 pairs, the least similar 48 are shown.
     """
     shown = sorted(pairs, key=lambda pair: (-pair.distance, pair.left.name))[:MAX_PAIRS]
-    columns, rows = min(COLUMNS, len(shown)), -(-len(shown) // COLUMNS)
-    width, height = 2 * SIDE + 3 * GAP, SIDE + 2 * LINE + 2 * GAP
+    columns, rows = min(SHEET_COLUMNS, len(shown)), -(-len(shown) // SHEET_COLUMNS)
+    width, height = 2 * IMAGE_SIDE + 3 * GAP, IMAGE_SIDE + 2 * LINE + 2 * GAP
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     draw = ImageDraw.Draw(sheet)
     for number, pair in enumerate(shown):
-        left, top = number % COLUMNS * width + GAP, number // COLUMNS * height + GAP
-        for location, x in ((pair.left, left), (pair.right, left + SIDE + GAP)):
+        left, top = number % SHEET_COLUMNS * width + GAP, number // SHEET_COLUMNS * height + GAP
+        for location, x in ((pair.left, left), (pair.right, left + IMAGE_SIDE + GAP)):
             sheet.paste(_read_tile(location), (x, top))
-            draw.text((x, top + SIDE), _shorten(location.id or location.name), "black")
-        draw.text((left, top + SIDE + LINE), f"distance {pair.distance:.2f}", "black")
+            draw.text((x, top + IMAGE_SIDE), _shorten(location.id or location.name), "black")
+        draw.text((left, top + IMAGE_SIDE + LINE), f"distance {pair.distance:.2f}", "black")
     with atomic_write(path) as temporary:
         sheet.save(temporary, "PNG")
 
 
 def _read_tile(location: ImageLocation) -> Image.Image:
     """An image within a grey square; an empty square for one that was removed in the meantime."""
-    tile = Image.new("RGB", (SIDE, SIDE), (235, 235, 235))
+    tile = Image.new("RGB", (IMAGE_SIDE, IMAGE_SIDE), (235, 235, 235))
     try:
         image = read_image(io.BytesIO(location.read()), location.name)
     except ImageError:
         return tile
-    image.thumbnail((SIDE, SIDE))
-    tile.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
+    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+    tile.paste(image, ((IMAGE_SIDE - image.width) // 2, (IMAGE_SIDE - image.height) // 2))
     return tile
 
 
 def _shorten(text: str) -> str:
     # Pillow's own font has few characters
     text = text.encode("ascii", "backslashreplace").decode()
-    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
+    return text if len(text) <= MAX_CAPTION else f"{text[: MAX_CAPTION - 3]}..."

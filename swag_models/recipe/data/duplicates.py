@@ -27,6 +27,7 @@ from swag_models.recipe.data.contact_sheet import Pair, write_contact_sheet
 from swag_models.recipe.data.image_index import ImageLocation
 from swag_models.recipe.data.image_set import (
     ARRAYS,
+    BLOCK,
     CHUNK,
     Fingerprint,
     ImageMatch,
@@ -35,6 +36,7 @@ from swag_models.recipe.data.image_set import (
     read_locations,
     warn_of_unreadable,
 )
+from swag_models.recipe.data.manifest import MANIFEST_FILE
 from swag_models.recipe.data.pack_copies import COPIES_FILE, LIKE_THRESHOLD
 from swag_models.recipe.data.pack_plan import hash_locations, write_locations
 from swag_models.recipe.data.thumbnails import check_distance
@@ -44,8 +46,7 @@ from swag_models.resumable import WorkFolder, output_folder
 if TYPE_CHECKING:
     from swag_models.inference.predict import Embedder
 
-EXCLUDE_FILE, SHEET_FILE, MANIFEST_FILE = "exclude.txt", "copies.png", "manifest.json"
-BLOCK = 64  # images that are compared with a set at once
+EXCLUDE_FILE, SHEET_FILE = "exclude.txt", "copies.png"
 
 Found = Iterator[tuple[int, ImageMatch]]  # number of an image, and what it is a copy of
 Vectors = NDArray[np.float32]

@@ -20,7 +20,7 @@ from swag_models.runtime import import_extra
 
 STEM = "__key__"  # WebDataset's name for the stem of a file
 URLS_FILE = "urls.parquet"  # written by the curation: id and url
-MAX_RECORD_BYTES = 1 << 20
+MAX_IMAGE_RECORD_BYTES = 1 << 20
 Record = Mapping[str, Any]
 
 
@@ -93,7 +93,7 @@ def read_loose_record(image: Path, left_out: Counter[str]) -> Record | None:
     """
     try:
         with open_regular(image.with_suffix(".json")) as file:
-            return read_json_record(file.read(MAX_RECORD_BYTES), image.name)
+            return read_json_record(file.read(MAX_IMAGE_RECORD_BYTES), image.name)
     except (OSError, ValueError):  # no such file; a ConfigError is a ValueError too
         if image.with_suffix(".json").exists():
             left_out["unreadable .json beside an image"] += 1

@@ -55,6 +55,7 @@ MIN_SIMILARITY = 0.8  # of descriptors, to compare thumbnails
 CANDIDATES = 4  # whose thumbnails are compared with that of an image at most
 BATCH = 1024  # images that are read at a time
 READ_AHEAD = 64  # images
+BLOCK = 64  # images that are compared with a set at once
 CHUNK = 16_384  # rows of an index that are compared at a time, which limits the memory
 ARRAYS = ("thumbnails.npy", "descriptors.npy", "pixels.npy")
 

@@ -61,9 +61,9 @@ from swag_models.resumable import WorkFolder, read_state, report_done, run_once
 from swag_models.runtime import count_cpus
 
 SHARD_SIZE = 10_000  # samples
-MAX_BYTES = 1 << 30  # of image files in a shard
+MAX_SHARD_BYTES = 1 << 30  # of image files in a shard
 
-COLUMNS = ("key_column", "path_column")  # parameters that say how images are listed
+COLUMN_PARAMETERS = ("key_column", "path_column")  # parameters that say how images are listed
 
 logger = logging.getLogger("swag_models")
 
@@ -74,7 +74,7 @@ def pack(
     output: str | os.PathLike[str],
     *,
     shard_size: int = SHARD_SIZE,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int = MAX_SHARD_BYTES,
     image_short_side: int | None = None,
     seed: int = 0,
     key_column: str | None = None,
@@ -268,7 +268,7 @@ def _load_plan(
             threshold = parameters["exclude_like"]["threshold"]
             column = parameters.get("path_column")
             exclusion = open_exclusion(unwanted, threshold, column, work, progress=progress)
-        columns = {name: parameters[name] for name in COLUMNS if name in parameters}
+        columns = {name: parameters[name] for name in COLUMN_PARAMETERS if name in parameters}
         images = write_locations(job["images"], work, **columns)
         inputs = [job, images, read_state(labels.with_name(URLS_FILE))]
         plan: dict[str, Any] = run_once(

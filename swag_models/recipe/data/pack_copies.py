@@ -32,7 +32,7 @@ from swag_models.recipe.database import duckdb_errors
 from swag_models.runtime import import_extra
 
 COPIES_FILE = "copies.jsonl"
-EXCLUDED_FILE, SHEET_FILE = "excluded.txt", "excluded.png"
+EXCLUDED_FILE, EXCLUDED_SHEET_FILE = "excluded.txt", "excluded.png"
 EQUAL, NEAR = "equal to an image to exclude", "near copy of an image to exclude"  # reasons
 LIKE_THRESHOLD = 0.3  # largest distance of a near copy; docs/duplicates.md has measurements
 PIXELS_FILE = "shard-{:06d}.pixels.parquet"
@@ -196,7 +196,7 @@ def write_excluded(
     ids = sorted(row["id"] for row in excluded)
     write_text(output / EXCLUDED_FILE, "".join(f"{identifier}\n" for identifier in ids))
     shown = sorted(excluded, key=lambda row: (-row["distance"], row["id"]))[:MAX_PAIRS]
-    (output / SHEET_FILE).unlink(missing_ok=True)
+    (output / EXCLUDED_SHEET_FILE).unlink(missing_ok=True)
     if shown:
         parquet, names = import_extra("pyarrow.parquet"), ImageLocation._fields[:5]
         wanted = [("id", "in", [row["id"] for row in shown])]
@@ -205,7 +205,7 @@ def write_excluded(
         others = _open_set(exclusion.folder, exclusion.facts["sha256"])
         rights = others.locate([row["like_number"] for row in shown])
         write_contact_sheet(
-            output / SHEET_FILE,
+            output / EXCLUDED_SHEET_FILE,
             [Pair(lefts[row["id"]], right, row["distance"]) for row, right in zip(shown, rights)],
         )
     return {
@@ -237,4 +237,4 @@ def find_damaged_lists(output: Path, manifest: dict[str, Any]) -> list[str]:
         for name, lines in expected.items()
         if lines is not None
         and not ((path := output / name).is_file() and path.read_bytes().count(b"\n") == lines)
-    ] + ([SHEET_FILE] if count and not (output / SHEET_FILE).is_file() else [])
+    ] + ([EXCLUDED_SHEET_FILE] if count and not (output / EXCLUDED_SHEET_FILE).is_file() else [])

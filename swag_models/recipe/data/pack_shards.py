@@ -18,7 +18,7 @@ from swag_models.hub.download import hash_file
 from swag_models.hub.progress import make_bar
 from swag_models.image_decoding import read_image
 from swag_models.recipe.data.image_index import ImageLocation
-from swag_models.recipe.data.image_set import Fingerprint, fingerprint
+from swag_models.recipe.data.image_set import BLOCK, Fingerprint, fingerprint
 from swag_models.recipe.data.pack_copies import PIXELS_FILE, Exclusion, write_pixels
 from swag_models.recipe.data.pack_plan import PLAN_FILE
 from swag_models.recipe.data.strip_metadata import strip_metadata
@@ -26,8 +26,7 @@ from swag_models.recipe.worker_pool import open_pool
 from swag_models.resumable import read_result, run_once
 from swag_models.runtime import import_extra
 
-BLOCK = 64  # images that are compared at once
-BLOCK_BYTES = 64 << 20  # of image files in a block
+MAX_BLOCK_BYTES = 64 << 20  # of image files in a block
 
 logger = logging.getLogger("swag_models")
 
@@ -238,7 +237,7 @@ def _read_blocks(
             continue
         block.append(_Sample(row, location.name, content, suffix, compared))
         size += len(content)
-        if len(block) == BLOCK or size > BLOCK_BYTES:
+        if len(block) == BLOCK or size > MAX_BLOCK_BYTES:
             yield block
             block, size = [], 0
     if block:

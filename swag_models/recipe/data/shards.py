@@ -19,7 +19,7 @@ from swag_models.recipe.data.manifest import MANIFEST_FILE, read_manifest
 from swag_models.recipe.data.urls import ByteStream, is_url, open_stream, read_all
 from swag_models.runtime import import_extra
 
-CHUNK_SIZE = 1 << 20  # bytes read at a time
+PADDING_CHUNK_SIZE = 1 << 20  # bytes read at a time
 MAX_PADDING = 1 << 26  # bytes after the end of an archive, which pads it to a multiple of a block
 MAX_FILE_SIZE = 1 << 29  # bytes of a file in a shard, which is read into memory
 
@@ -158,8 +158,8 @@ def read_shard(url: str) -> Iterator[Sample]:
         with closing(open_stream(url)) as stream:
             yield from group_members(_read_members(stream), url)
             # If its output were not read to the end, a command would fail with a broken pipe.
-            for _ in range(MAX_PADDING // CHUNK_SIZE):
-                if not stream.read(CHUNK_SIZE):
+            for _ in range(MAX_PADDING // PADDING_CHUNK_SIZE):
+                if not stream.read(PADDING_CHUNK_SIZE):
                     return
             raise ShardError(f"shard {url} does not end after its archive; pack it again")
     except ConfigError:

@@ -6,7 +6,7 @@ from pathlib import Path
 from swag_models.decoding import parse_json
 from swag_models.paths import open_regular
 
-MAX_BYTES = 1 << 26  # of a manifest.json that is looked at
+MAX_MANIFEST_BYTES = 1 << 26  # of a manifest.json that is looked at
 PACK = "swag-models recipe pack --labels {folder}/labels.parquet --images ... -o shards"
 # what a step writes -> what to do with it
 STEPS = {
@@ -43,7 +43,7 @@ def find_step(folder: Path) -> str | None:
         return "train"
     try:
         with open_regular(folder / "manifest.json") as file:
-            manifest = parse_json(file.read(MAX_BYTES))
+            manifest = parse_json(file.read(MAX_MANIFEST_BYTES))
     except (OSError, ValueError):
         return None
     if not isinstance(manifest, dict):

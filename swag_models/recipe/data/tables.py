@@ -29,7 +29,7 @@ READ_ERRORS = (
     *(EOFError, zlib.error),
 )
 BEYOND_HEADER = ""  # key of the cells of a CSV row that is longer than the header, as a list
-OPENERS: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+TABLE_OPENERS: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 MAX_ARRAY_SIZE = 1 << 30  # bytes of a JSON file that is one array, which is read at once
 # Usual names of columns, by which the delimiter of a CSV file is found
 USUAL_COLUMNS = {"id", "key", "url", "path", "file", "file_name", "filename", "label", "labels"}
@@ -73,7 +73,7 @@ def read_rows(path: Path, columns: Collection[str] | None = None) -> Iterator[Ro
 @contextmanager
 def _open_text(path: Path, **options: Any) -> Iterator[io.TextIOWrapper]:
     with open_regular(path) as raw:  # a reader of compressed files does not close it
-        opener = OPENERS.get(path.suffix)
+        opener = TABLE_OPENERS.get(path.suffix)
         # utf-8-sig: the byte order mark that spreadsheets write is not part of a column's name
         with io.TextIOWrapper(opener(raw) if opener else raw, "utf-8-sig", **options) as file:
             yield file

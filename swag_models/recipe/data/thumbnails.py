@@ -30,11 +30,11 @@ SYMMETRIC = 0.1  # part of a similarity that is too small to say whether an imag
 MIN_OVERLAP = 0.75  # share of the pixels that two aligned thumbnails have in common
 SATURATED = 250.0  # of 255; brighter pixels may have been cut off when an image was made brighter
 MAX_GAIN = 1.7  # of a change of brightness
-BLOCKS = 8  # per axis, whose mean colours are compared
+COLOUR_BLOCKS = 8  # per axis, whose mean colours are compared
 # Pixels per side at which thumbnails are aligned, one after another, and the steps at each
 START_SIDE = 16
 MIN_CORRELATION = 0.5  # of brightness at the start; copies have 0.8 or more, and most others less
-ALIGNMENT = ((START_SIDE, 4), (32, 4), (64, 2))
+ALIGNMENT_STEPS = ((START_SIDE, 4), (32, 4), (64, 2))
 # Where an alignment starts, as (scale, shift) of y and of x: the shifts of a crop, both ways
 IDENTITY = (1.0, 0.0, 1.0, 0.0)
 STARTS = (
@@ -175,8 +175,8 @@ def _compare(one: Array, other: Array, rows: Mask, columns: Mask) -> float:
         (SIDE, SIDE, 3), np.float32
     )  # what they do not have in common counts as 0
     difference[np.ix_(rows, columns)] = one - other
-    size = SIDE // BLOCKS
-    blocks = difference.reshape(BLOCKS, size, BLOCKS, size, 3).mean(axis=(1, 3))
+    size = SIDE // COLOUR_BLOCKS
+    blocks = difference.reshape(COLOUR_BLOCKS, size, COLOUR_BLOCKS, size, 3).mean(axis=(1, 3))
     correlation = float((one * other).mean())
     return max(float(np.abs(blocks).max()), max(0.0, 1 - correlation) ** 0.5)
 
@@ -195,7 +195,7 @@ def _align(one: Array, other: Array) -> tuple[float, ...] | None:
     if correlation < MIN_CORRELATION:
         return None
     shift = np.array(start)
-    for side, steps in ALIGNMENT:
+    for side, steps in ALIGNMENT_STEPS:
         for _ in range(steps):
             sampled, kept, rows, columns = _sample(*pyramid[side], shift)
             if sampled.size < MIN_OVERLAP * side * side:

@@ -24,7 +24,8 @@ from swag_models.recipe.training.asymmetric import (
 )
 
 Term = Callable[[Tensor, Objective], Tensor]  # of each class: a loss, or its derivative
-BLOCKS = 32  # into which the asymmetric loss cuts a batch, whose temporary tensors it keeps small
+# Into which the asymmetric loss cuts a batch, whose temporary tensors it keeps small
+BATCH_PARTS = 32
 
 
 class Targets(NamedTuple):
@@ -234,4 +235,4 @@ def _mix_terms(negative: Term, positive: Term, logits: Tensor, objective: Object
 
 def _cut(logits: Tensor) -> Sequence[Tensor]:
     """Blocks of samples, whose temporary tensors together are small beside (N, C)."""
-    return torch.split(logits, max(1, -(-len(logits) // BLOCKS)))
+    return torch.split(logits, max(1, -(-len(logits) // BATCH_PARTS)))

@@ -45,7 +45,7 @@ from swag_models.spec import ModelSpec
 
 StateT = TypeVar("StateT", bound="TrainState")
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def make_train_state(run: Run, classes: Classes, dist: DistContext) -> "TrainState":
@@ -111,7 +111,7 @@ def assemble_state(
         scaler=torch.amp.GradScaler(device, enabled=precision == "fp16"),
         # Weights, gradients and norms stay float32 and autocast casts the products, under FSDP2
         # too: one rule for all engines.
-        autocast=torch.autocast(device, DTYPES[precision], enabled=precision != "fp32"),
+        autocast=torch.autocast(device, AUTOCAST_DTYPES[precision], enabled=precision != "fp32"),
         **fields,
     )
 

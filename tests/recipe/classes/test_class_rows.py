@@ -78,7 +78,7 @@ def test_weights_halve_with_each_step_and_sum_to_1(
     rows = match_rows(above, ["Syrian bear"], None, small_wordnet)
     # 4, 1 and 3 steps up
     assert (rows.kinds, rows.weights) == (("hypernyms",), ({0: 1 / 11, 1: 8 / 11, 2: 2 / 11},))
-    monkeypatch.setattr("swag_models.recipe.classes.class_rows.MAX_STEPS", 3)
+    monkeypatch.setattr("swag_models.recipe.classes.class_rows.MAX_HYPERNYM_STEPS", 3)
     rows = match_rows(above, ["Syrian bear"], None, small_wordnet)
     assert rows.weights == ({1: 4 / 5, 2: 1 / 5},)
 

@@ -149,7 +149,7 @@ def test_several_processes_write_the_same_bytes_as_one(inputs: list[Path], tmp_p
 
 
 def test_rows_are_written_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swag_models.recipe.curation.ingest.ROW_GROUP_ROWS", 50)
+    monkeypatch.setattr("swag_models.recipe.curation.ingest.POSTS_AT_ONCE", 50)
     done = convert([write_posts(tmp_path / "a.jsonl", 170)], tmp_path / "out")
     file = pq.ParquetFile(done.parts[0])
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [
@@ -296,7 +296,7 @@ def test_a_full_disk_leaves_no_incomplete_part(processes: int, tmp_path: Path) -
 def test_memory_does_not_grow_with_the_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swag_models.recipe.curation.ingest.ROW_GROUP_ROWS", 1000)
+    monkeypatch.setattr("swag_models.recipe.curation.ingest.POSTS_AT_ONCE", 1000)
     peaks = []
     for count in (2000, 2000, 20_000):  # the first one also fills caches
         path = write_posts(tmp_path / "a.jsonl", count)

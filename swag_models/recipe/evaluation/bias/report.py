@@ -19,7 +19,7 @@ from swag_models.runtime import find_versions, import_extra
 
 MAX_TABLE_ROWS = 30  # the JSON file has all rows
 MAX_PLOT_ROWS = 20  # more rows are hard to read
-LIMITATIONS = """\
+BIAS_LIMITATIONS = """\
 - These are rates of a model's labels on these images, not facts about people or groups.
 - The groups are those in the column `{column}` of the table; none were inferred from images.
 - A difference has many possible causes: what the images show, how and where they were taken, what
@@ -129,7 +129,7 @@ def _list_paragraphs(associations: Associations) -> Iterator[str]:
             associations.neighbours, associations.config.permutations
         )
     yield "## Limitations"
-    yield LIMITATIONS.format(column=associations.column)
+    yield BIAS_LIMITATIONS.format(column=associations.column)
 
 
 def _list_label_paragraphs(associations: Associations) -> Iterator[str]:

@@ -19,7 +19,7 @@ from swag_models.hub.progress import make_bar
 
 # DINO's protocol (Caron et al. 2021, arXiv 2104.14294), which tries k = 10, 20, 100 and 200.
 TEMPERATURE = 0.07
-BLOCK_BYTES = 128 * 2**20  # size of each of three buffers: bank rows, queries, products
+BUFFER_BYTES = 128 * 2**20  # size of each of three buffers: bank rows, queries, products
 MAX_BLOCK_ROWS = 32768  # bank rows; with narrow features, larger blocks are not faster
 UNIT_LENGTH_TOLERANCE = 1e-6  # float32 rounding leaves normalised features this close to length 1
 GROUP_SIZE = 64  # products per group in `_merge_block`; a power of two
@@ -30,7 +30,7 @@ def find_neighbours(
     queries: NDArray[Any],
     k: int,
     *,
-    memory: int = BLOCK_BYTES,
+    memory: int = BUFFER_BYTES,
     progress: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Find the k features of the bank with the highest cosine similarity to each query.
@@ -95,7 +95,7 @@ def classify_neighbours(
         The class with the most votes (Q,).
     """
     predicted = np.empty(len(labels), np.int64)
-    rows = max(1, BLOCK_BYTES // (8 * num_classes))  # so that the votes (rows, K) fit the block
+    rows = max(1, BUFFER_BYTES // (8 * num_classes))  # so that the votes (rows, K) fit the block
     for start in range(0, len(labels), rows):
         block = slice(start, start + rows)
         weights = np.exp(similarities[block].astype(np.float64) / temperature)  # (rows, k)

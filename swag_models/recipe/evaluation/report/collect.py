@@ -42,10 +42,11 @@ from swag_models.runtime import find_versions, read_environment
 
 PAGE_FILE = "index.html"
 MARKDOWN_FILE = "report.md"
-CURVES_FILE = "curves.png"
+PLOTS_FILE = "curves.png"
 CALIBRATION_FILE = "calibration.png"
 MEASURED_FOLDER = "measured"
-METHODS: tuple[Method, ...] = ("knn", "logistic")  # sgd would need a training run for each model
+# sgd would need a training run for each model
+REPORT_METHODS: tuple[Method, ...] = ("knn", "logistic")
 
 
 def write_report(
@@ -90,11 +91,11 @@ def write_report(
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if content.curves:
-            write_plots(content.curves, folder / CURVES_FILE)
+            write_plots(content.curves, folder / PLOTS_FILE)
         if content.benchmarks:
             diagrams = [plot for plots in content.reliability.values() for plot in plots]
             write_plots(diagrams, folder / CALIBRATION_FILE)
-        markdown = render_markdown(content, CURVES_FILE, CALIBRATION_FILE)
+        markdown = render_markdown(content, PLOTS_FILE, CALIBRATION_FILE)
         write_text(folder / MARKDOWN_FILE, markdown)
         write_text(folder / PAGE_FILE, render_html(content, load_image))
     return folder / PAGE_FILE
@@ -176,8 +177,10 @@ def collect_report(
                     for facts, data in zip(results.facts, probe_data)
                 ]
                 values = store.get_or_measure(
-                    (METHODS, shots, hashes),
-                    partial(probe, model, *probe_data, methods=METHODS, shots=shots, **reading),
+                    (REPORT_METHODS, shots, hashes),
+                    partial(
+                        probe, model, *probe_data, methods=REPORT_METHODS, shots=shots, **reading
+                    ),
                 )
                 results.probes += [replace(Probe.from_dict(row), model=name) for row in values]
         write = partial(
@@ -191,7 +194,7 @@ def collect_report(
             facts=results.facts,
             multilabel=results.multilabel,
         )
-        names = (PAGE_FILE, MARKDOWN_FILE, CURVES_FILE, CALIBRATION_FILE)
+        names = (PAGE_FILE, MARKDOWN_FILE, PLOTS_FILE, CALIBRATION_FILE)
         files = [folder / name for name in names]
         # The date is that of the page, and not of a rerun that changes nothing.
         run_unless_done(folder, results.identify, files, lambda: str(write()))

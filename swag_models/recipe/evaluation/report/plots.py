@@ -25,7 +25,7 @@ SERIES_COLOURS = (
 )
 SERIES_MARKERS = "osD^vP*X"  # shapes also distinguish the series, for colour-blind readers
 PLOTTED_NEIGHBOURS = 20  # the k whose learning curve is plotted, if there are probes with several k
-WIDTH, HEIGHT = 5.0, 3.9  # inches
+FIGURE_WIDTH, FIGURE_HEIGHT = 5.0, 3.9  # inches
 STYLE = {
     "svg.fonttype": "none",  # text can be selected and uses the page's font
     "svg.hashsalt": "swag_models",  # the same plot has the same bytes
@@ -52,7 +52,7 @@ class Plot(NamedTuple):
     title: str
     description: str
     draw: Callable[[Any], None]
-    height: float = HEIGHT
+    height: float = FIGURE_HEIGHT
 
 
 class Series(NamedTuple):
@@ -167,7 +167,7 @@ def render_svg(plot: Plot, id_prefix: str) -> str:
         id_prefix: prefix of all ids, to make them unique within the page.
     """
     with import_extra("matplotlib").rc_context(STYLE):
-        figure = make_figure(WIDTH, plot.height)
+        figure = make_figure(FIGURE_WIDTH, plot.height)
         plot.draw(figure)
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -192,7 +192,7 @@ def write_plots(plots: Sequence[Plot], path: Path) -> None:
     columns = min(3, len(plots))
     rows = -(-len(plots) // columns)
     with import_extra("matplotlib").rc_context(STYLE):
-        figure = make_figure(WIDTH * columns, max(plot.height for plot in plots) * rows)
+        figure = make_figure(FIGURE_WIDTH * columns, max(plot.height for plot in plots) * rows)
         for plot, part in zip(plots, figure.subfigures(rows, columns, squeeze=False).flat):
             plot.draw(part)
         save_png(figure, path, facecolor="white")
@@ -230,7 +230,8 @@ def _plot_series(title: str, x_label: str, all_series: Sequence[Series]) -> Plot
         f"{series.label}: {', '.join(f'{name} {mean:.2f}' for _, mean, _, name in series.points)}"
         for series in all_series
     )
-    return Plot(title, description, draw, HEIGHT + 0.24 * len(all_series))  # room for the legend
+    height = FIGURE_HEIGHT + 0.24 * len(all_series)  # with room for the legend
+    return Plot(title, description, draw, height)
 
 
 def _draw_grid(axes: Any) -> None:

@@ -18,7 +18,8 @@ from swag_models.recipe.evaluation.results import Evaluation, ImageResult
 
 LoadImage = Callable[[Evaluation, ImageResult], Image.Image | None]
 
-THUMBNAIL_SIDE = 128  # pixels of the longer side, twice the displayed size, for dense screens
+# Pixels of the longer side: twice the displayed size, for dense screens
+REPORT_THUMBNAIL_SIDE = 128
 # Characters with a meaning in Markdown. An underscore within a word has none. A pipe has one only
 # in tables, where `markdown_table` escapes it.
 MARKDOWN_SPECIAL = re.compile(r"[\\`*\[\]<>~#&$]|(?<![^\W_])_|_(?![^\W_])")
@@ -86,7 +87,7 @@ def _allow_breaks(name: str) -> Markup:
 def _make_data_url(image: Image.Image) -> str:
     """A thumbnail of the image as a JPEG within a URL."""
     thumbnail = image.convert("RGB")
-    thumbnail.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    thumbnail.thumbnail((REPORT_THUMBNAIL_SIDE, REPORT_THUMBNAIL_SIDE))
     buffer = io.BytesIO()
     thumbnail.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -14,7 +14,7 @@ from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
 
 VALUES_PER_BLOCK = 2**22  # in float64: 32 MiB
-MAX_STEPS = 1000
+MAX_CALIBRATION_STEPS = 1000
 
 logger = logging.getLogger("swag_models")
 
@@ -43,7 +43,11 @@ class PlattScaling(NamedTuple):
 
 
 def fit_platt(
-    logits: Tensor, *, scale: float = 1.0, tolerance: float = 1e-3, max_steps: int = MAX_STEPS
+    logits: Tensor,
+    *,
+    scale: float = 1.0,
+    tolerance: float = 1e-3,
+    max_steps: int = MAX_CALIBRATION_STEPS,
 ) -> PlattScaling:
     """Fit biases that make the mean softmax over unlabelled images uniform.
 
