@@ -1,6 +1,6 @@
 """Parameters and multiply-adds of an architecture, by formula. Imports no torch.
 
-For models that others saved, whose config.json does not state them.
+Tests compare them with those of the models.
 
 Symbols: S tokens, D width, M width of the MLP, H W pixels.
 """
@@ -14,6 +14,8 @@ def count_size(
     *,
     in_chans: int,
     num_classes: int | None,
+    kept_patches: int | None = None,
+    merge_tokens: int = 0,
 ) -> tuple[int, int]:
     """Return the number of parameters, without buffers, and of multiply-adds for one image.
 
@@ -24,9 +26,11 @@ def count_size(
         size: (height, width) of the image in pixels.
         in_chans: input channels.
         num_classes: size of the head; None for no head.
+        kept_patches: patches that the blocks of a ViT compute, if others are dropped before.
+        merge_tokens: number of tokens that each block of a ViT merges.
     """
     if isinstance(config, ViTConfig):
-        params, macs = _count_vit(config, size, in_chans)
+        params, macs = _count_vit(config, size, in_chans, kept_patches, merge_tokens)
         width = config.width
     else:
         params, macs = _count_regnet(config, size, in_chans)
@@ -52,16 +56,28 @@ def count_activations(config: ViTConfig | RegNetConfig, size: tuple[int, int]) -
     return -(-height // 2) * -(-width // 2) * (config.stem_width + config.stages[0][0])
 
 
-def _count_vit(config: ViTConfig, size: tuple[int, int], in_chans: int) -> tuple[int, int]:
+def _count_vit(
+    config: ViTConfig,
+    size: tuple[int, int],
+    in_chans: int,
+    kept_patches: int | None,
+    merge_tokens: int,
+) -> tuple[int, int]:
     height, width = size
     patches = (height // config.patch_size) * (width // config.patch_size)
-    tokens, dim, mlp = 1 + patches, config.width, config.mlp_width
+    dim, mlp = config.width, config.mlp_width
     embed = in_chans * config.patch_size**2 * dim
     weights = 4 * dim**2 + 2 * dim * mlp  # qkv, proj, fc1, fc2
     block = weights + 5 * dim + mlp + 4 * dim  # their biases, two norms
-    params = embed + dim + dim + tokens * dim + config.depth * block + 2 * dim
-    attention = 2 * tokens**2 * dim  # scores, weighted sums
-    macs = patches * embed + config.depth * (tokens * weights + attention)
+    params = embed + dim + dim + (1 + patches) * dim + config.depth * block + 2 * dim
+    macs = patches * embed
+    tokens = 1 + (patches if kept_patches is None else kept_patches)
+    for _ in range(config.depth):
+        macs += 4 * tokens * dim**2 + 2 * tokens**2 * dim  # qkv, proj, scores, weighted sums
+        if merge_tokens:  # similarities of every other token with the others, by mean keys
+            macs += ((tokens - 1) // 2) * (tokens // 2) * (dim // config.num_heads)
+            tokens -= min(merge_tokens, (tokens - 1) // 2)
+        macs += 2 * tokens * dim * mlp
     return params, macs
 
 

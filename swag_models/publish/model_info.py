@@ -10,16 +10,17 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun, describe, spell_license
 from swag_models.hub.hf_format import check_texts
+from swag_models.hub.model_size import count_size
 from swag_models.model_metadata import check_class_names
 from swag_models.models import Backbone, RegNet, ViT, build
 from swag_models.models.arguments import choose_pool
 from swag_models.models.unwrap import unwrap
-from swag_models.spec import UNKNOWN, Metrics, ModelSpec, Pool
+from swag_models.models.vit_block import count_kept_patches
+from swag_models.spec import UNKNOWN, Metrics, ModelSpec, Pool, ViTConfig
 from swag_models.wrappers import INNER_WRAPPERS
 
 logger = logging.getLogger("swag_models")
@@ -198,25 +199,20 @@ def count_flops(spec: ModelSpec, *, patch_drop_rate: float = 0.0) -> int:
         spec: of the model.
         patch_drop_rate: share of the patches that a ViT leaves out.
     """
-    # The meta device computes only shapes, which takes no memory and little time.
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model = _build_model(spec, patch_drop_rate).train(patch_drop_rate > 0)
-        model(torch.empty(1, spec.in_chans, *spec.preprocess.size))
-    return counter.get_total_flops()
-
-
-def _build_model(spec: ModelSpec, patch_drop_rate: float = 0.0) -> nn.Module:
-    """An untrained model of the spec, on the current default device."""
-    model = build(
-        spec.config,
-        num_classes=spec.num_classes,
-        image_size=spec.image_size,
+    config, (height, width) = spec.config, spec.preprocess.size
+    kept_patches = None
+    if isinstance(config, ViTConfig):
+        patches = (height // config.patch_size) * (width // config.patch_size)
+        kept_patches = count_kept_patches(patches, patch_drop_rate)
+    _, macs = count_size(
+        config,
+        (height, width),
         in_chans=spec.in_chans,
-        patch_drop_rate=patch_drop_rate,
+        num_classes=spec.num_classes,
+        kept_patches=kept_patches,
         merge_tokens=spec.merge_tokens or 0,
-        global_pool=spec.global_pool,
     )
-    return model.eval()
+    return 2 * macs
 
 
 def collect_state(model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
@@ -230,7 +226,14 @@ def collect_state(model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
     # Layers can be wrapped one by one, for example by torch.compile.
     state = {INNER_WRAPPERS.sub("", key): value for key, value in model.state_dict().items()}
     with torch.device("meta"):
-        expected = _build_model(spec).state_dict()
+        expected = build(
+            spec.config,
+            num_classes=spec.num_classes,
+            image_size=spec.image_size,
+            in_chans=spec.in_chans,
+            merge_tokens=spec.merge_tokens or 0,
+            global_pool=spec.global_pool,
+        ).state_dict()
     differing = [
         key
         for key in sorted(state.keys() | expected.keys())
