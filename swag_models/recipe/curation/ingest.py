@@ -294,9 +294,8 @@ def _convert(job: _Job, advance: Callable[[int], object]) -> dict[str, Any]:
         results = read_posts(job.source, job.columns, job.format, report_position)
         while chunk := list(islice(results, POSTS_AT_ONCE)):
             if posts := [row for row in chunk if isinstance(row, Post)]:
-                arrays = [
-                    pa.array(column, field.type) for column, field in zip(zip(*posts), POST_SCHEMA)
-                ]
+                columns = zip(zip(*posts), POST_SCHEMA)
+                arrays = [pa.array(values, field.type) for values, field in columns]
                 writer.write_table(pa.table(arrays, schema=POST_SCHEMA))
                 rows += len(posts)
             for row in chunk:

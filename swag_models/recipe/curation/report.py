@@ -51,40 +51,72 @@ def _list_blocks(
     facts: Mapping[str, Any], vocabulary: Sequence[Mapping[str, Any]]
 ) -> Iterable[str]:
     """Yield the paragraphs, headings and tables of report.md."""
-    posts, hashtags, classes, labels = (
-        facts[name] for name in ("posts", "hashtags", "classes", "labels")
-    )
     yield "# From posts to labels\n"
-    rejected = sorted(posts["rejected"].items())
-    counts = [
-        ("posts read", posts["read"]),
-        *((f"rejected: {reason}", count) for reason, count in rejected),
-        ("with another license", posts["other_licenses"]),
-        ("excluded by id or hash", posts["excluded"]),
-        ("repeated id", posts["repeated_ids"]),
-        ("repeated url", posts["repeated_urls"]),
-        (
-            "repeated hash",
-            posts["repeated_hashes"] if posts["with_hash"] else "unknown: no post has a hash",
-        ),
-        ("posts kept", posts["kept"]),
-        ("hashtags of these posts", hashtags["uses"]["all"]),
-        ("distinct hashtags", hashtags["distinct"]["all"]),
-        ("classes found", classes["found"]),
-        ("classes with too few images", classes["too_few"]),
-        ("classes above the maximum number", classes["too_many"]),
-        ("classes", classes["kept"]),
-        ("images with a class", labels["images"]),
-        ("labels", labels["labels"]),
-        ("samples in an epoch, expected", round(labels["samples"])),
-    ]
-    yield _format_table(("step", "count"), counts)
+    yield _format_table(("step", "count"), _list_counts(facts))
     yield "\n## Images\n"
     yield "What became of the images of the posts kept.\n"
     yield _format_table(
         ("images", "count"),
         [(title, facts["images"][name]) for name, title in IMAGE_KINDS.items()],
     )
+    yield from _list_matches(facts["hashtags"], facts["wordnet_counts"])
+    yield from _list_classes(facts["labels"], vocabulary)
+    yield "\n## Labels per image\n"
+    yield "![labels per image](report/labels.png)\n"
+    yield "## Coverage\n"
+    yield "Share of all labels covered by the most frequent classes.\n"
+    yield "![share of labels by number of classes](report/coverage.png)\n"
+    yield from _list_imagenet(facts["imagenet"])
+    hashtags, parameters = facts["hashtags"], facts["parameters"]
+    if unused := hashtags["unused_stopwords"]:
+        yield (
+            f"\nAdded stop words that match no hashtag, {len(unused):,}: "
+            f"{list_names(unused, MAX_ROWS)}"
+        )
+    if unused := hashtags["unused_overrides"]:
+        yield f"\nOverrides of hashtags that no post has: {list_names(unused, MAX_ROWS)}"
+    if parameters["languages"]:
+        yield from _list_languages(parameters["languages"])
+    if rows := hashtags["false_friends"]:
+        yield from _list_hashtags(
+            "Words of several languages, by the other hashtags of the post", rows
+        )
+    if rows := hashtags["own"]:
+        yield from _list_hashtags("Classes of their own", rows)
+    ambiguous = f"Ambiguous hashtags, by the policy {parameters['senses']!r}"
+    yield from _list_hashtags(ambiguous, hashtags["ambiguous"])
+    yield from _list_hashtags("Stopped hashtags", hashtags["stopped"])
+    yield from _list_hashtags("Unknown hashtags", hashtags["unknown"])
+
+
+def _list_counts(facts: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Yield the steps from posts to samples, and how much each of them left."""
+    posts, hashtags, classes, labels = (
+        facts[name] for name in ("posts", "hashtags", "classes", "labels")
+    )
+    yield "posts read", posts["read"]
+    for reason, count in sorted(posts["rejected"].items()):
+        yield f"rejected: {reason}", count
+    yield "with another license", posts["other_licenses"]
+    yield "excluded by id or hash", posts["excluded"]
+    yield "repeated id", posts["repeated_ids"]
+    yield "repeated url", posts["repeated_urls"]
+    no_hash = "unknown: no post has a hash"
+    yield "repeated hash", posts["repeated_hashes"] if posts["with_hash"] else no_hash
+    yield "posts kept", posts["kept"]
+    yield "hashtags of these posts", hashtags["uses"]["all"]
+    yield "distinct hashtags", hashtags["distinct"]["all"]
+    yield "classes found", classes["found"]
+    yield "classes with too few images", classes["too_few"]
+    yield "classes above the maximum number", classes["too_many"]
+    yield "classes", classes["kept"]
+    yield "images with a class", labels["images"]
+    yield "labels", labels["labels"]
+    yield "samples in an epoch, expected", round(labels["samples"])
+
+
+def _list_matches(hashtags: Mapping[str, Any], has_counts: bool) -> Iterable[str]:
+    """Yield how hashtags were matched; `has_counts`: whether WordNet has the counts of senses."""
     yield "\n## Hashtags\n"
     yield (
         "How hashtags, as spelled in the posts, were matched with WordNet's nouns. "
@@ -96,7 +128,7 @@ def _list_blocks(
         ("hashtags", "distinct", "uses"),
         [(kind, hashtags["distinct"][kind], hashtags["uses"][kind]) for kind in kinds],
     )
-    if not facts["wordnet_counts"]:
+    if not has_counts:
         yield (
             "\nThis WordNet has no cntlist.rev, the counts of senses: adjectives are not "
             "recognised, and senses that were counted are taken as equally frequent.\n"
@@ -108,6 +140,12 @@ def _list_blocks(
     ]
     if repaired:
         yield f"\nHashtags whose text was repaired first: {', '.join(repaired)}."
+
+
+def _list_classes(
+    labels: Mapping[str, Any], vocabulary: Sequence[Mapping[str, Any]]
+) -> Iterable[str]:
+    """Yield the frequencies of the classes."""
     yield "\n## Frequency\n"
     yield (
         "Number of images of each class, and of its samples in an epoch after resampling. "
@@ -131,34 +169,6 @@ def _list_blocks(
             for row in rows
         ],
     )
-    yield "\n## Labels per image\n"
-    yield "![labels per image](report/labels.png)\n"
-    yield "## Coverage\n"
-    yield "Share of all labels covered by the most frequent classes.\n"
-    yield "![share of labels by number of classes](report/coverage.png)\n"
-    yield from _list_imagenet(facts["imagenet"])
-    senses = facts["parameters"]["senses"]
-    if unused := hashtags["unused_stopwords"]:
-        yield (
-            f"\nAdded stop words that match no hashtag, {len(unused):,}: "
-            f"{list_names(unused, MAX_ROWS)}"
-        )
-    if unused := hashtags["unused_overrides"]:
-        yield f"\nOverrides of hashtags that no post has: {list_names(unused, MAX_ROWS)}"
-    if parameters := facts["parameters"]["languages"]:
-        yield from _list_languages(parameters)
-    for title, kind in (
-        *(
-            [("Words of several languages, by the other hashtags of the post", "false_friends")]
-            if hashtags["false_friends"]
-            else []
-        ),
-        *([("Classes of their own", "own")] if hashtags["own"] else []),
-        (f"Ambiguous hashtags, by the policy {senses!r}", "ambiguous"),
-        ("Stopped hashtags", "stopped"),
-        ("Unknown hashtags", "unknown"),
-    ):
-        yield from _list_hashtags(title, hashtags[kind])
 
 
 def _list_languages(files: Sequence[Mapping[str, Any]]) -> Iterable[str]:
