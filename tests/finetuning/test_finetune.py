@@ -162,8 +162,9 @@ def test_a_rerun_does_nothing_and_other_work_is_not_overwritten(
     assert main(arguments) == 0
     assert "digits-vit is already done" in caplog.text
     assert capsys.readouterr().out == printed.stdout
-    assert main([*arguments, "--seed", "1"]) == 2
-    assert "exists, and is not what this command has written" in capsys.readouterr().err
+    for other in (("--seed", "1"), ("--name", "other"), ("--license", "mit")):
+        assert main([*arguments, *other]) == 2
+        assert "exists, and is not what this command has written" in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in output.iterdir()}
     shutil.copytree(output, tmp_path / "copy")
     (tmp_path / "copy" / "README.md").write_text("mine")

@@ -13,10 +13,9 @@ from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.distill_runs import DISTILL
 from swag_models.recipe.presets import get_preset
-from swag_models.recipe.training.memory import find_arch
+from swag_models.recipe.training.memory import TIMM_PREFIX, find_arch
 from swag_models.recipe.training.model import PublishInfo
 from swag_models.recipe.training.timm_student import (
-    TIMM_PREFIX,
     create_timm_model,
     read_timm_preprocess,
 )

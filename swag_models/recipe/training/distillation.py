@@ -24,6 +24,7 @@ from swag_models.recipe.data.collate import Batch
 from swag_models.recipe.training.distill_losses import compare_features, compare_logits
 from swag_models.recipe.training.distributed import DistContext
 from swag_models.recipe.training.losses import Targets, mix
+from swag_models.recipe.training.memory import TIMM_PREFIX
 from swag_models.recipe.training.student import (
     Student,
     StudentOutputs,
@@ -32,7 +33,6 @@ from swag_models.recipe.training.student import (
 )
 from swag_models.recipe.training.teacher import ModelTeacher, StoredTeacher, Teacher
 from swag_models.recipe.training.timm_student import (
-    TIMM_PREFIX,
     save_timm_student,
     update_statistics_once,
 )

@@ -153,6 +153,15 @@ def _explain_errors(rank: int, device: torch.device) -> Iterator[None]:
     """Turn torch's errors that have a cause outside of the program into one line."""
     try:
         yield
+    except ValueError as error:
+        # in training, a batch norm of one pixel of one image has no variance
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            "a batch norm gets one value per channel, because the last feature map of this "
+            "image_size has one pixel and a rank processes one image at a time; increase "
+            "image_size, or engine.micro_batch or batch_size"
+        ) from None
     except RuntimeError as error:
         # torch has no class for the error of the CPU, which may come from a worker process
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):

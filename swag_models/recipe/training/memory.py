@@ -11,6 +11,7 @@ from swag_models.recipe.config import Run
 from swag_models.recipe.config_overrides import override
 from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
 
+TIMM_PREFIX = "timm:"  # of the architectures of students that are not in the catalog
 FLOAT_BYTES, HALF_BYTES = 4, 2
 # numbers that the optimizer stores for each weight; Muon one for a matrix of a hidden layer
 OPTIMIZER_STATES = {"sgd": 1, "adamw": 2, "muon": 2}
@@ -230,6 +231,11 @@ def find_arch(arch: str) -> ModelSpec:
     Raises:
         ConfigError: there is none; the message suggests similar names.
     """
+    if arch.startswith(TIMM_PREFIX):
+        raise ConfigError(
+            f"arch is {arch}, and only `recipe distill` takes architectures of timm; to plan such "
+            "a run, measure its images/s in a run with --set steps=100"
+        )
     specs = {spec.arch: spec for spec in MODELS}
     if arch not in specs:
         raise ConfigError(suggest_names("arch", arch, specs))

@@ -15,10 +15,10 @@ from swag_models.errors import ConfigError
 from swag_models.formatting import describe_error
 from swag_models.recipe.config import Run
 from swag_models.recipe.training.classes import Classes
+from swag_models.recipe.training.memory import TIMM_PREFIX
 from swag_models.recipe.training.model import make_model
 from swag_models.recipe.training.timm_student import (
     FOREIGN_ERRORS,
-    TIMM_PREFIX,
     make_timm_student,
     read_timm_preprocess,
 )

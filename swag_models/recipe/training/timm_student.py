@@ -21,11 +21,10 @@ from swag_models.publish.model_info import choose_license
 from swag_models.publish.save import choose_name
 from swag_models.recipe.config import Run
 from swag_models.recipe.training.classes import Classes
-from swag_models.recipe.training.memory import find_arch
+from swag_models.recipe.training.memory import TIMM_PREFIX, find_arch
 from swag_models.runtime import import_extra
 from swag_models.spec import UNKNOWN, ModelSpec, Preprocess
 
-TIMM_PREFIX = "timm:"
 # What a model of timm raises for a size, an option or a setting that it does not support
 FOREIGN_ERRORS = (
     *(AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError),

@@ -262,6 +262,7 @@ def test_time_follows_the_throughput() -> None:
         (["engine.precision=fp32"], {"gpu": "H200"}, "the peak of H200 in fp32 is not known here"),
         ([], {"num_classes": 0}, "num_classes is 0; give a whole number from 1"),
         (["arch=vit_b61"], {}, "unknown arch 'vit_b61'; did you mean: vit_b16"),
+        (["arch=timm:resnet18"], {}, "arch is timm:resnet18, and only `recipe distill` takes"),
         (["image_size=30"], {}, "image size 30x30 is not a multiple of the patch size 8"),
     ],
 )
