@@ -171,15 +171,14 @@ def test_a_broken_index_of_bin_files_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrap",
+    ("family", "wrap"),
     [
-        lambda state: state,
-        lambda state: {"model": state, "epoch": 3, "loss": torch.tensor(2.0)},
-        lambda state: {"app": {"model": {f"net.{k}": v for k, v in state.items()}, "x": "text"}},
+        ("regnet", lambda state: state),
+        ("vit", lambda state: {"model": state, "epoch": 3, "loss": torch.tensor(2.0)}),
+        ("vit", lambda state: {"a": {"model": {f"net.{k}": v for k, v in state.items()}, "x": ""}}),
     ],
     ids=range(3),
 )
-@pytest.mark.parametrize("family", ["vit", "regnet"])
 def test_a_folder_of_dcp_is_read(wrap: Any, family: str, tmp_path: Path) -> None:
     state = tiny(family).state_dict()
     dcp.save(wrap(state), checkpoint_id=tmp_path / "dcp")
@@ -343,8 +342,7 @@ def test_a_tensor_larger_than_its_files_is_refused_before_it_takes_memory(tmp_pa
 
 
 def test_random_damage_to_a_folder_of_dcp_raises_only_checkpoint_errors(tmp_path: Path) -> None:
-    state = {name: x for name, x in tiny("regnet").state_dict().items() if "num_batch" not in name}
-    dcp.save({"model": state}, checkpoint_id=tmp_path / "dcp")
+    dcp.save({"model": tiny("vit").state_dict()}, checkpoint_id=tmp_path / "dcp")
     rng = random.Random(5)
     outcomes: collections.Counter[str] = collections.Counter()
     for name in (".metadata", "__0_0.distcp"):
