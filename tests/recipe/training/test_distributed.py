@@ -56,6 +56,14 @@ def test_running_out_of_gpu_memory_is_reported_with_a_fix() -> None:
         take_too_much()
 
 
+def test_a_batch_norm_of_one_pixel_of_one_image_is_reported_with_a_fix() -> None:
+    with (
+        pytest.raises(ConfigError, match=r"^a batch norm gets one value .*engine.micro_batch or"),
+        init_distributed(torch.device("cpu")) as dist,
+    ):
+        torch.nn.BatchNorm2d(3).to(dist.device)(torch.ones(1, 3, 1, 1))
+
+
 def take_too_much() -> None:
     with init_distributed() as dist:
         if dist.device.type == "cpu":

@@ -244,11 +244,6 @@ def test_a_run_starts_from_another_models_weights(
         train_digits(images, tmp_path / "wrong", *REGNET, f"init={init}")
 
 
-def test_a_batch_norm_of_one_value_is_refused_in_one_line(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^a batch norm gets one value .*engine.micro_batch or"):
-        train_digits(images, tmp_path / "run", *REGNET, "engine.micro_batch=1")
-
-
 @pytest.mark.parametrize("settings", [(), pytest.param(REGNET, marks=pytest.mark.slow)])
 def test_a_loss_that_is_not_finite_stops_the_run(
     settings: tuple[str, ...], images: Path, tmp_path: Path
