@@ -23,6 +23,7 @@ from swag_models.api import (
 )
 from swag_models.devices import check_device, check_dtype
 from swag_models.errors import ConfigError, FetchError, UnknownModelError, suggest_names
+from swag_models.inference.embed_job import count_merged
 from swag_models.inference.finite import check_finite
 from swag_models.recipe.classes.class_matching import NamedClasses, find_installed_wordnet
 from swag_models.recipe.classes.spec_classes import find_synsets, name_spec_classes
@@ -102,8 +103,13 @@ class EvaluatedModel(ABC):
         return self.forward(images)[1]
 
     def hash_content(self) -> str:
-        """Return the SHA-256 of what determines the features: weights, preprocessing and dtype."""
+        """Return the SHA-256 of what determines the features.
+
+        These are the weights, the preprocessing, the dtype and the number of tokens merged.
+        """
         digest = hashlib.sha256(f"{self.preprocess}\n{self.dtype}\n".encode())
+        if merged := count_merged(self.network):
+            digest.update(f"merge_tokens {merged}\n".encode())
         for name, tensor in self.network.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             # As bytes, because numpy has no bfloat16.

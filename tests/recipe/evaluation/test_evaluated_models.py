@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save
 from tiny import randomise
 
+from swag_models import load_model, publish
 from swag_models.errors import ConfigError, FetchError, UnknownModelError
 from swag_models.recipe.evaluation.models import ExternalModel, open_evaluated_model
 
@@ -185,3 +186,13 @@ def test_timm_model_is_evaluated_as_without_this_library(hub: Hub, tmp_path: Pat
     assert [row["probability"] for row in rows] == pytest.approx(probabilities, rel=1e-5)
     hits = sum(row["predicted"] in row["labels"] for row in rows)
     assert json.loads(finished.stdout)["top1"]["value"] == 100 * hits / 10
+
+
+def test_the_content_hash_knows_token_merging(tmp_path: Path) -> None:
+    """Cached features of a model are not those of its copy with merging."""
+    name = "vit_nano_hashtags"
+    hashes = {open_evaluated_model(name).hash_content()}
+    for count in (0, 3, 6):
+        folder = publish.save(load_model(name, merge_tokens=count), tmp_path / str(count))
+        hashes.add(open_evaluated_model(folder).hash_content())
+    assert len(hashes) == 3
