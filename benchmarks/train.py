@@ -38,7 +38,8 @@ from timm.data import create_dataset, create_loader
 
 from swag_models.models import build
 from swag_models.preprocess import Transform
-from swag_models.recipe.config import EMA, Augment, Engine, Optimizer, Run
+from swag_models.recipe.augmentation import Augment
+from swag_models.recipe.config import EMA, Engine, Optimizer, Run
 from swag_models.recipe.data.train_loader import open_train_loader
 from swag_models.recipe.data.transforms import Augmentation
 from swag_models.recipe.training.logging import LOG_FILE, read_log

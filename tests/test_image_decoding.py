@@ -18,7 +18,7 @@ from PIL import ExifTags, Image
 from swag_models.errors import ImageError
 from swag_models.image_decoding import OVERSAMPLING, decode_view, read_image, to_rgb
 from swag_models.preprocess import Transform
-from swag_models.recipe.config import Augment
+from swag_models.recipe.augmentation import Augment
 from swag_models.recipe.data.transforms import Augmentation
 from swag_models.spec import Preprocess
 

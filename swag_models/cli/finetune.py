@@ -2,7 +2,14 @@
 
 import argparse
 
-from swag_models.cli.common import OK, AddCommand, add_device_option, add_quiet_option, read_device
+from swag_models.cli.common import (
+    OK,
+    AddCommand,
+    add_device_option,
+    add_merge_option,
+    add_quiet_option,
+    read_device,
+)
 from swag_models.cli.measuring import check_single_process
 from swag_models.cli.output import print_line, print_message
 from swag_models.cli.train import PREEMPTED
@@ -31,6 +38,7 @@ def finetune(options: argparse.Namespace) -> int:
             lr=options.lr,
             batch_size=options.batch_size,
             image_size=options.image_size,
+            merge_tokens=options.merge_tokens,
             seed=options.seed,
             device=read_device(options),
             settings=options.set,
@@ -117,6 +125,7 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--image-size", type=int, help="image size in pixels (default: the model's)"
     )
+    add_merge_option(command)
     command.add_argument(
         "--seed", type=int, default=0, help="seed of the split and the training (default: 0)"
     )

@@ -14,14 +14,8 @@ import torch
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
 from swag_models.inference.acceleration import pick_dtype
-from swag_models.recipe.config import (
-    Augment,
-    Checkpointing,
-    Engine,
-    Objective,
-    Optimizer,
-    Run,
-)
+from swag_models.recipe.augmentation import Augment
+from swag_models.recipe.config import Checkpointing, Engine, Objective, Optimizer, Run
 from swag_models.recipe.config_overrides import override
 from swag_models.recipe.training.estimate import count_steps
 from swag_models.recipe.training.memory import estimate_memory
@@ -58,6 +52,7 @@ def choose_run(
     lr: float | None = None,
     batch_size: int | None = None,
     image_size: int | None = None,
+    merge_tokens: int | None = None,
     seed: int = 0,
     settings: Sequence[str] = (),
 ) -> Run:
@@ -72,6 +67,7 @@ def choose_run(
         multi_label: learn a sigmoid for each class, instead of a softmax over all.
         head_init: as for `config.Run`.
         epochs, lr, batch_size, image_size: replace the choice.
+        merge_tokens: as for `config.Run`; by default that of `spec`.
         seed: of new weights, data order and augmentation.
         settings: as for `config_overrides.override`; they replace everything else.
 
@@ -102,6 +98,7 @@ def choose_run(
         head_init=head_init,
         trainable="head" if linear else "all",
         warmup=0.1,
+        merge_tokens=(spec.merge_tokens or 0) if merge_tokens is None else merge_tokens,
         seed=seed,
         optimizer=Optimizer(
             "adamw",
@@ -116,6 +113,10 @@ def choose_run(
         engine=_choose_engine(device),
     )
     run = override(base, settings)
+    if run.merge_tokens and not is_vit:
+        raise ConfigError(
+            f"merge_tokens is {run.merge_tokens}; a RegNet has no tokens, leave it at 0"
+        )
     if lr is None and run.head_init == "hashtags":
         run = replace(run, optimizer=replace(run.optimizer, lr=KNOWN_HEAD * run.optimizer.lr))
     steps = count_steps(run, images)

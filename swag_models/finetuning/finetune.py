@@ -90,6 +90,7 @@ def finetune(
     lr: float | None = None,
     batch_size: int | None = None,
     image_size: int | None = None,
+    merge_tokens: int | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     settings: Sequence[str] = (),
@@ -117,6 +118,8 @@ def finetune(
         lr: peak learning rate of the head; by default from the width of the model.
         batch_size: images in a step; by default 32, or 64 of many images.
         image_size: in pixels; by default the model's.
+        merge_tokens: number of similar tokens that each block of a ViT merges, in training and in
+            the result, which makes both faster; by default the model's, 0 in the catalog.
         seed: of the held-out images, new weights, data order and augmentation.
         device: "cpu", "cuda" or "auto", which is a CUDA GPU if there is one.
         settings: further settings of the run, as in ["augment.flip=0"];
@@ -156,6 +159,7 @@ def finetune(
         lr=lr,
         batch_size=batch_size,
         image_size=image_size,
+        merge_tokens=merge_tokens,
         seed=seed,
         settings=settings,
     )

@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from swag_models.decoding import decode_fields
 from swag_models.errors import ConfigError
+from swag_models.recipe.augmentation import Augment
 from swag_models.recipe.distillation import Distillation
-from swag_models.recipe.limits import check_fields, is_positive, is_probability
+from swag_models.recipe.limits import check_fields, is_positive
 
 MAX_GAMMA = 64  # focusing exponents; published ones are at most 5
 LossKind = Literal["softmax", "sigmoid", "asymmetric"]
@@ -123,46 +124,6 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Augment:
-    """RandomResizedCrop, horizontal flip, changes of shape and colour.
-
-    Args:
-        scale: smallest and largest fraction of the image's area in a crop.
-        ratio: smallest and largest ratio of a crop's width to its height.
-        interpolation: of resizing.
-        sizes: pixels; each step draws one of these sizes for its images, the same on all ranks.
-            None for the run's `image_size`.
-        flip: probability.
-        auto: "trivial" changes each image by one operation of TrivialAugment (arXiv 2103.10158),
-            "rand" by two of RandAugment (arXiv 1909.13719), with torchvision's parameters. None
-            for neither.
-        color_jitter: brightness, contrast and saturation are multiplied by random factors between
-            1 minus and 1 plus this; 0 for none. An image is changed with a probability of 0.8.
-        grayscale: probability of removing the colours.
-    """
-
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    sizes: tuple[int, ...] | None = None
-    flip: float = 0.5
-    auto: Literal["trivial", "rand"] | None = None
-    color_jitter: float = 0.0
-    grayscale: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            scale=(lambda s: 0 < s[0] <= s[1] <= 1, "two fractions, the smaller first"),
-            ratio=(lambda r: 1e-3 <= r[0] <= r[1] <= 1e3, "0.001 to 1000, the smaller first"),
-            sizes=(lambda sizes: sizes is None or min(sizes, default=0) > 0, "pixels, or none"),
-            flip=(is_probability, "a probability"),
-            color_jitter=(lambda strength: 0 <= strength <= 1, "from 0 to 1"),
-            grayscale=(is_probability, "a probability"),
-        )
-
-
-@dataclass(frozen=True)
 class EMA:
     """Exponential moving average of the weights, which is what gets published.
 
@@ -259,6 +220,8 @@ class Run:
         drop_path_rate: probability of skipping the last block; falls linearly to 0 at the first.
         patch_drop_rate: share of the patches of a ViT, drawn for each image, that a training step
             leaves out; the class token is kept (FLIP, arXiv 2212.00794; arXiv 2208.07220).
+        merge_tokens: number of similar tokens that each block of a ViT merges, in training,
+            validation and the published model (arXiv 2210.09461).
         seed: of initial weights, data order and augmentation.
         optimizer: how gradients become updates.
         objective: what is minimised.
@@ -286,6 +249,7 @@ class Run:
     cooldown: float = 0.2
     drop_path_rate: float = 0.0
     patch_drop_rate: float = 0.0
+    merge_tokens: int = 0
     seed: int = 0
     optimizer: Optimizer = field(default_factory=Optimizer)
     objective: Objective = field(default_factory=Objective)
@@ -313,6 +277,7 @@ class Run:
             loss_spike_factor=(lambda factor: factor is None or factor > 1, "above 1, or none"),
             drop_path_rate=(lambda rate: 0 <= rate < 1, "from 0 to below 1"),
             patch_drop_rate=(lambda rate: 0 <= rate < 1, "from 0 to below 1"),
+            merge_tokens=(lambda count: count >= 0, "0 or more"),
         )
         if (self.epochs is None) == (self.steps is None):
             given = f"epochs is {self.epochs} and steps {self.steps}"

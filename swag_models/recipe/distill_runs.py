@@ -29,7 +29,9 @@ DISTILL_SOURCES: dict[str, ValueSource] = {
     "warmup": quote("5,000 steps, which are 5% of 300 epochs, then a cosine to 0", CONSISTENT),
     "schedule": quote("a cosine", CONSISTENT),
     "cooldown": choose("for wsd; a cosine has none"),
-    **dict.fromkeys(("drop_path_rate", "patch_drop_rate"), choose("none is stated")),
+    **dict.fromkeys(
+        ("drop_path_rate", "patch_drop_rate", "merge_tokens"), choose("none is stated")
+    ),
     "optimizer": ADAMW,
     "optimizer.clip_norm": quote("norm 1", CONSISTENT),
     "objective": choose("there are no labels; only mixup applies"),

@@ -20,6 +20,7 @@ RUN_LIMITS: dict[str, float] = {
     "sizes": LIMITS["image_size"][1],
     "batch_size": 2**20,
     "micro_batch": 2**20,
+    "merge_tokens": LIMITS["merge_tokens"][1],
     "epochs": 10**6,
     "steps": MAX_STEPS,
     "workers": 1024,

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from swag_models.recipe.config import Augment, Engine, Objective, Optimizer, Run
+from swag_models.recipe.augmentation import Augment
+from swag_models.recipe.config import Engine, Objective, Optimizer, Run
 from swag_models.recipe.config_overrides import iterate_fields
 from swag_models.recipe.distill_runs import DISTILL
 from swag_models.recipe.value_sources import choose

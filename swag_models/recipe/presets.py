@@ -102,7 +102,7 @@ CROP_FIELDS = ("augment.scale", "augment.ratio")
 SCHEDULE_FIELDS = ("warmup", "schedule")
 UNUSED_FIELDS = (
     *("augment.auto", "augment.color_jitter", "augment.grayscale", "augment.sizes"),
-    *("patch_drop_rate", "cooldown", "optimizer.adjust_lr_fn"),
+    *("patch_drop_rate", "merge_tokens", "cooldown", "optimizer.adjust_lr_fn"),
 )
 
 # Sources that several presets share

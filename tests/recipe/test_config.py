@@ -9,15 +9,8 @@ from typing import Any
 import pytest
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.config import (
-    EMA,
-    Augment,
-    Checkpointing,
-    Engine,
-    Objective,
-    Optimizer,
-    Run,
-)
+from swag_models.recipe.augmentation import Augment
+from swag_models.recipe.config import EMA, Checkpointing, Engine, Objective, Optimizer, Run
 from swag_models.recipe.config_overrides import iterate_fields, override
 from swag_models.recipe.distillation import Distillation
 from swag_models.recipe.presets import get_preset
@@ -204,6 +197,7 @@ RANGES: dict[str, tuple[str, str]] = {
     "cooldown": ("1.1", "a fraction from 0 to 1"),
     "drop_path_rate": ("1", "from 0 to below 1"),
     "patch_drop_rate": ("1", "from 0 to below 1"),
+    "merge_tokens": ("-1", "0 or more"),
     "augment.sizes": ("32,0", "pixels, or none"),
     "optimizer.lr": ("0", "a positive number"),
     "optimizer.lr_batch": ("0", "a number of samples, or none"),

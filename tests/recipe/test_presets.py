@@ -28,7 +28,7 @@ PUBLISHED = [preset for preset in PRESETS if preset.run.arch in ARCHS]
 NANO = [preset for preset in PRESETS if preset.run.arch not in ARCHS]
 LEARNT = re.compile(
     r"(optimizer|objective|augment)\..*|ema(\..*)?|epochs|steps|batch_size|image_size|warmup|"
-    r"schedule|cooldown|patch_drop_rate"
+    r"schedule|cooldown|patch_drop_rate|merge_tokens"
 )
 
 

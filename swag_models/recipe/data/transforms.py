@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from swag_models.image_decoding import Box, View, decode_view, to_rgb
-from swag_models.recipe.config import Augment, Run
+from swag_models.recipe.augmentation import Augment
+from swag_models.recipe.config import Run
 
 if TYPE_CHECKING:
     from torch import Tensor

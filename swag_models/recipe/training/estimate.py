@@ -261,6 +261,7 @@ def _count_parameters(
         num_classes=classes,
         in_chans=3,
         global_pool=None,
+        merge_tokens=run.merge_tokens or None,
     )
     model = _build_meta(spec, run)
     weights = list(model.parameters())
@@ -280,6 +281,7 @@ def _build_meta(spec: ModelSpec, run: Run) -> Backbone:
             image_size=run.image_size,
             drop_path_rate=run.drop_path_rate,
             patch_drop_rate=run.patch_drop_rate,
+            merge_tokens=run.merge_tokens,
         )
     if run.trainable == "head":
         model.freeze()

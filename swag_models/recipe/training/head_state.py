@@ -14,7 +14,8 @@ from swag_models.inference import Embedder
 from swag_models.inference.embed_job import hash_weights
 from swag_models.models import Backbone
 from swag_models.preprocess import Transform
-from swag_models.recipe.config import Augment, Run
+from swag_models.recipe.augmentation import Augment
+from swag_models.recipe.config import Run
 from swag_models.recipe.config_overrides import iterate_fields
 from swag_models.recipe.data.embeddings import StoredEmbeddings
 from swag_models.recipe.presets import PRESETS
@@ -93,7 +94,18 @@ def check_embeddings(run: Run, stored: StoredEmbeddings) -> None:
             f"{stored.path} was computed with fast, which changes features slightly; embed "
             "without it to train a head"
         )
-    embedder = Embedder(run.init, device="cpu", dtype=metadata["dtype"], image_size=run.image_size)
+    if (merged := metadata.get("merge_tokens", 0)) != run.merge_tokens:
+        raise ConfigError(
+            f"{stored.path} was computed with merge_tokens {merged}, but the run has merge_tokens "
+            f"{run.merge_tokens}; set merge_tokens={merged}, or embed the images again"
+        )
+    embedder = Embedder(
+        run.init,
+        device="cpu",
+        dtype=metadata["dtype"],
+        image_size=run.image_size,
+        merge_tokens=run.merge_tokens,
+    )
     if metadata["weights_sha256"] != hash_weights(embedder.model):
         raise ConfigError(
             f"{stored.path} has embeddings of {metadata['model']}, whose weights are not those of "

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from swag_models.catalog import MODELS
 from swag_models.errors import ConfigError, suggest_names
+from swag_models.models.token_merging import count_merges
 from swag_models.models.vit_block import count_kept_patches
 from swag_models.recipe.config import Run
 from swag_models.recipe.config_overrides import override
@@ -135,7 +136,8 @@ def estimate_activations(run: Run) -> int:
     stored, and the tensors of one block at a time are alive.
     """
     config, size = find_arch(run.arch).config, run.train_sizes[-1]
-    blocks = list_blocks(config, size, count_product_bytes(run), run.patch_drop_rate)
+    product = count_product_bytes(run)
+    blocks = list_blocks(config, size, product, run.patch_drop_rate, run.merge_tokens)
     largest = max(block.total for block in blocks)
     if run.trainable == "head":
         return largest
@@ -150,11 +152,15 @@ def count_product_bytes(run: Run) -> int:
 
 
 def list_blocks(
-    config: ViTConfig | RegNetConfig, image_size: int, product: int, patch_drop_rate: float = 0.0
+    config: ViTConfig | RegNetConfig,
+    image_size: int,
+    product: int,
+    patch_drop_rate: float = 0.0,
+    merge_tokens: int = 0,
 ) -> list[BlockSize]:
     """Sizes of a model's blocks; see `_size_vit_blocks` and `_size_regnet_blocks`."""
     if isinstance(config, ViTConfig):
-        return list(_size_vit_blocks(config, image_size, product, patch_drop_rate))
+        return list(_size_vit_blocks(config, image_size, product, patch_drop_rate, merge_tokens))
     return list(_size_regnet_blocks(config, image_size, product))
 
 
@@ -243,27 +249,32 @@ def find_arch(arch: str) -> ModelSpec:
 
 
 def _size_vit_blocks(
-    config: ViTConfig, image_size: int, product: int, patch_drop_rate: float
+    config: ViTConfig, image_size: int, product: int, patch_drop_rate: float, merge_tokens: int
 ) -> Iterator[BlockSize]:
     """Sizes of a ViT's blocks for T tokens, width D, MLP width M.
 
     After Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1, without dropout and with fused
     attention, which does not store the scores: inputs of the two norms (2 TD, float32), then in the
     dtype of products the outputs of the norms (2 TD), queries, keys and values (3 TD), the output
-    of attention (TD), and input and output of GELU (2 TM).
+    of attention (TD), and input and output of GELU (2 TM). Merging leaves fewer tokens to the
+    second norm and the MLP, and stores the merged ones (TD, float32).
 
     Args:
         config: the architecture.
         image_size: pixels.
         product: bytes of a number in matrix products.
         patch_drop_rate: share of the patches that is left out.
+        merge_tokens: number of tokens that each block merges.
     """
     patches = (image_size // config.patch_size) ** 2
     tokens = count_kept_patches(patches, patch_drop_rate) + 1  # and the class token
-    residual = FLOAT_BYTES * tokens * config.width
-    products = product * tokens * (6 * config.width + 2 * config.mlp_width)
+    row = FLOAT_BYTES * config.width
+    attention, mlp = 5 * config.width, config.width + 2 * config.mlp_width
     for _ in range(config.depth):
-        yield BlockSize(residual, 2 * residual + products)
+        left = tokens - count_merges(tokens, merge_tokens)
+        floats = row * (tokens + (2 * left if merge_tokens else left))
+        yield BlockSize(row * tokens, floats + product * (tokens * attention + left * mlp))
+        tokens = left
 
 
 def _size_regnet_blocks(config: RegNetConfig, image_size: int, product: int) -> Iterator[BlockSize]:

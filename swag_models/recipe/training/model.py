@@ -82,6 +82,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
             image_size=run.image_size,
             drop_path_rate=run.drop_path_rate,
             patch_drop_rate=run.patch_drop_rate,
+            merge_tokens=run.merge_tokens,
         )
     else:
         spec = get_spec(run.init)
@@ -89,6 +90,11 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
             raise ConfigError(
                 f"init {run.init!r} has architecture {spec.arch}, but the run has arch={run.arch}; "
                 "change one of them"
+            )
+        if spec.merge_tokens and not run.merge_tokens:
+            logger.warning(
+                "init %s merges %s in each block, but the run none; set merge_tokens=%d to keep it",
+                *(run.init, count_noun(spec.merge_tokens, "token"), spec.merge_tokens),
             )
         # the order of classes counts: a head for the same names in another order is useless
         keep_head = spec.classes is not None and spec.classes == classes.names
@@ -99,6 +105,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
             image_size=run.image_size,
             drop_path_rate=run.drop_path_rate,
             patch_drop_rate=run.patch_drop_rate,
+            merge_tokens=run.merge_tokens,
             backend="pread",  # training writes to every page of a mapped file
         )
         if not keep_head and classes:
@@ -126,6 +133,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
         classes=classes.names,
         synsets=classes.synsets,
         multi_label=run.objective.is_multi_label,
+        merge_tokens=run.merge_tokens or None,
         preprocess=replace(spec.preprocess, image_size=run.image_size),
     )
 

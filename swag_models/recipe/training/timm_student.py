@@ -50,6 +50,8 @@ def make_timm_student(run: Run, classes: Classes) -> tuple[nn.Module, ModelSpec]
     """
     if run.init is not None:
         raise ConfigError(f"init is {run.init}; allowed for {run.arch}: none")
+    if run.merge_tokens:
+        raise ConfigError(f"merge_tokens is {run.merge_tokens}; allowed for {run.arch}: 0")
     model: Any = create_timm_model(
         run.arch,
         len(classes),

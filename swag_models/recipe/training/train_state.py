@@ -196,6 +196,7 @@ class TrainState:
                 self.spec.config,
                 num_classes=self.spec.num_classes,
                 image_size=self.run.image_size,
+                merge_tokens=self.run.merge_tokens,
                 global_pool=self.spec.global_pool,
             )
         model.load_state_dict(weights, assign=True)

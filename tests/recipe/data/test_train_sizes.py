@@ -11,7 +11,7 @@ import torch
 from loader_support import make_folder, open_loader, take
 from shards_support import make_shards
 
-from swag_models.recipe.config import Augment
+from swag_models.recipe.augmentation import Augment
 from swag_models.recipe.data.loader import Decode, Loader
 from swag_models.recipe.data.stream import hash_seed
 from swag_models.recipe.data.train_loader import merge_states

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from swag_models.recipe.config import Augment
+from swag_models.recipe.augmentation import Augment
 from swag_models.recipe.data.transforms import Augmentation
 
 SIZES = [(64, 64), (80, 48), (33, 190), (400, 300), (5, 3), (1, 1)]

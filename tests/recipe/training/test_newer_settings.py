@@ -15,7 +15,8 @@ from torch import Tensor
 from swag_models import load_model
 from swag_models.errors import ConfigError
 from swag_models.publish.model_info import count_flops
-from swag_models.recipe.config import Augment, Engine, Run
+from swag_models.recipe.augmentation import Augment
+from swag_models.recipe.config import Engine, Run
 from swag_models.recipe.config_overrides import override
 from swag_models.recipe.data.transforms import Augmentation
 from swag_models.recipe.presets import get_preset
