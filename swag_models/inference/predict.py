@@ -99,13 +99,16 @@ class Classifier(InferencePipeline):
         check_types(bool | None, multi_label=multi_label)
         if not isinstance(model, nn.Module) and options.get("trusted_key") is None:
             model = get_spec(model)
-            if classes is None:
-                load_classes(model)  # an error comes before a long download of the weights
+            # errors come before a long download of the weights
+            if options.get("weights", ...) is ...:
+                names = _name_classes(model, model.num_classes, classes)
+                if threshold is not None:
+                    read_thresholds(threshold, names)
+            elif classes is None:  # a file of weights may have other classes
+                load_classes(model)
         super().__init__(model, **options)
-        if classes is None or not self.model.num_classes:
-            self.classes = load_classes(self.model)
-        else:
-            self.classes = check_class_names(classes, self.model.num_classes)
+        self.classes = _name_classes(self.model, self.model.num_classes, classes)
+        if classes is not None:
             self.spec = replace(self.spec, classes=self.classes, synsets=None)
         if multi_label is not None:
             self.spec = replace(self.spec, multi_label=multi_label)
@@ -198,6 +201,15 @@ class Classifier(InferencePipeline):
             ]
             for values, indices in zip(top.values.tolist(), top.indices.tolist())
         ]
+
+
+def _name_classes(
+    model: NameOrModel, count: int | None, classes: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The names that the caller passed, or those of a model with `count` classes."""
+    if classes is None or not count:
+        return load_classes(model)
+    return check_class_names(classes, count)
 
 
 class Embedder(InferencePipeline):

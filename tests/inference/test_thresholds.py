@@ -15,7 +15,7 @@ from tiny import load_tiny
 
 from swag_models import load_model, load_preprocess
 from swag_models.cli import main
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, FetchError
 from swag_models.inference import Classifier
 from swag_models.inference.thresholds import read_thresholds
 from swag_models.publish import save
@@ -121,6 +121,24 @@ INVALID: list[tuple[Any, str]] = [
     ({3: 0.5}, "invalid threshold of 3: allowed: names of classes"),
     ({"dog": "high"}, "invalid threshold of class dog 'high': allowed"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 2}, "invalid threshold 2: allowed"),
+        ({"threshold": {"no class": 0.1}}, "threshold: unknown class 'no class'"),
+        ({"classes": ["cat", "dog"]}, "2 class names for 1,000 classes"),
+    ],
+)
+def test_arguments_are_checked_before_the_weights_are_fetched(
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWAG_MODELS_OFFLINE", "1")
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        Classifier("vit_b16_in1k", **options)
+    with pytest.raises(FetchError):
+        Classifier("vit_b16_in1k", threshold=0.2)
 
 
 @pytest.mark.parametrize(("threshold", "message"), INVALID)
