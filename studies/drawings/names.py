@@ -16,11 +16,11 @@ from swag_models.recipe.classes.wordnet_mapping import HashtagMapping, Target
 from swag_models.recipe.curation.post_files import read_values
 from swag_models.recipe.evaluation.accuracy.metrics import estimate_share
 from swag_models.recipe.evaluation.models import EvaluatedModel
-from swag_models.recipe.evaluation.zero_shot.classifier import (
+from swag_models.recipe.evaluation.zero_shot.classifier import run_ablation
+from swag_models.recipe.evaluation.zero_shot.results import (
     AGGREGATIONS,
     ZeroShotConfig,
     ZeroShotResult,
-    run_ablation,
 )
 from swag_models.recipe.hashtags import Matcher
 from swag_models.recipe.wordnet import WordNet

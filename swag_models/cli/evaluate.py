@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from contextlib import ExitStack
 from datetime import date
 from typing import Any
 
@@ -10,11 +11,11 @@ from swag_models.cli.measuring import (
     MODEL_HELP,
     add_measuring_options,
     add_skip_option,
-    check_single_process,
     get_measuring_options,
     open_model,
     parse_shots,
     report_skipped,
+    shared_work,
 )
 from swag_models.cli.output import print_data, print_line, print_message, print_text
 from swag_models.cli.thresholds import add_threshold_option, read_threshold
@@ -70,7 +71,6 @@ def associations(options: argparse.Namespace) -> int:
         write_associations,
     )
 
-    check_single_process()
     config = AssociationConfig(
         top_k=options.top_k,
         threshold=options.threshold,
@@ -81,17 +81,25 @@ def associations(options: argparse.Namespace) -> int:
     )
     output = expand_path(options.output, "--output")
     images = open_grouped_images(options.groups, options.group_column, options.path_column)
-    model, loading = open_model(options)
-    with output_folder(output):  # before the work, so that an error is reported early
-        create_output_folder(output)
-        result = measure_associations(model, images, config, **loading)
-        write_associations(result, output)
-    if result.unreadable:
-        print_message(f"{count_noun(result.unreadable, 'image')} could not be read")
-    if options.json:
-        print_data(json.dumps(result.to_dict(), indent=2))
-    else:
-        print_text(format_disparities(result).removesuffix("\n"))
+    with shared_work() as dist, ExitStack() as stack:
+        model, loading = open_model(options)
+
+        def create_output() -> None:
+            stack.enter_context(output_folder(output))
+            create_output_folder(output)
+
+        dist.run_on_main(create_output)  # before the work, so that an error is reported early
+        result = measure_associations(
+            model, images, config, dist=dist, scratch=output.parent, **loading
+        )
+        dist.run_on_main(lambda: write_associations(result, output))
+        if dist.is_main:  # every rank has the same results
+            if result.unreadable:
+                print_message(f"{count_noun(result.unreadable, 'image')} could not be read")
+            if options.json:
+                print_data(json.dumps(result.to_dict(), indent=2))
+            else:
+                print_text(format_disparities(result).removesuffix("\n"))
     return FAILED if result.unreadable else OK
 
 

@@ -1,7 +1,9 @@
 """Options and steps that the subcommands share which measure models."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from swag_models.cli.common import (
@@ -17,7 +19,9 @@ from swag_models.runtime import read_environment
 
 if TYPE_CHECKING:
     from swag_models.recipe.evaluation.models import EvaluatedModel
+    from swag_models.recipe.training.distributed import DistContext
 
+LONGEST_WAIT = timedelta(days=30)
 MODEL_HELP = "name, folder, hf-hub:org/repo, timm:NAME or torchvision:NAME[@WEIGHTS]"
 
 
@@ -76,6 +80,22 @@ def check_single_process() -> None:
         raise ConfigError(
             f"this command runs in one process, not in {count}; start it without torchrun"
         )
+
+
+@contextmanager
+def shared_work() -> "Iterator[DistContext]":
+    """The ranks of torchrun for a command that shares its work; this process alone without it.
+
+    Ranks wait without limit, because rank 0 may compute for hours after all images are read. A rank
+    that ends closes its connections, which ends the others.
+    """
+    from swag_models.recipe.training.distributed import SINGLE_PROCESS, init_distributed
+
+    if read_environment("WORLD_SIZE", 1) == 1:
+        yield SINGLE_PROCESS
+        return
+    with init_distributed(timeout=LONGEST_WAIT) as dist:
+        yield dist
 
 
 def report_skipped(skipped: Mapping[str, int]) -> int:

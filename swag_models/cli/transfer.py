@@ -2,48 +2,56 @@
 
 import argparse
 import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from swag_models.cli.common import FAILED, OK, AddCommand, add_json_option
 from swag_models.cli.measuring import (
     MODEL_HELP,
     add_measuring_options,
     add_skip_option,
-    check_single_process,
     open_model,
     parse_shots,
     report_skipped,
+    shared_work,
 )
 from swag_models.cli.output import print_data, print_text
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path
 
+if TYPE_CHECKING:
+    from swag_models.recipe.evaluation.zero_shot.results import ZeroShotResult
+
 
 def probe(options: argparse.Namespace) -> int:
     """Evaluate frozen features by nearest neighbours, and by linear classifiers with few labels."""
-    from swag_models.recipe.evaluation.probes.probe import format_probes, probe, write_probes
+    from swag_models.recipe.evaluation.probes.probe import probe
+    from swag_models.recipe.evaluation.probes.probe_files import format_probes, write_probes
 
-    check_single_process()
-    model, loading = open_model(options)
-    probes = probe(
-        model,
-        options.train,
-        options.test,
-        methods=options.methods.split(","),
-        shots=[parse_shots(text) for text in options.shots.split(",")],
-        splits=options.splits,
-        cache=options.cache,
-        features=options.features,
-        output=options.output,
-        init=options.model,
-        settings=options.set,
-        **loading,
-    )
-    if options.output:
-        write_probes(probes, options.output)
-    if options.json:
-        print_data(json.dumps([result.to_dict() for result in probes], indent=2))
-    else:
-        print_text(format_probes(probes))
+    with shared_work() as dist:
+        model, loading = open_model(options)
+        probes = probe(
+            model,
+            options.train,
+            options.test,
+            methods=options.methods.split(","),
+            shots=[parse_shots(text) for text in options.shots.split(",")],
+            splits=options.splits,
+            cache=options.cache,
+            features=options.features,
+            output=options.output,
+            init=options.model,
+            settings=options.set,
+            dist=dist,
+            **loading,
+        )
+        if options.output:
+            dist.run_on_main(lambda: write_probes(probes, options.output))
+        if dist.is_main:  # every rank has the same results
+            if options.json:
+                print_data(json.dumps([result.to_dict() for result in probes], indent=2))
+            else:
+                print_text(format_probes(probes))
     return FAILED if any(result.skipped for result in probes) else OK
 
 
@@ -54,11 +62,12 @@ def zeroshot(options: argparse.Namespace) -> int:
         parse_targets,
     )
     from swag_models.recipe.evaluation.models import find_named_classes
-    from swag_models.recipe.evaluation.zero_shot import classifier, report
+    from swag_models.recipe.evaluation.zero_shot import classifier
     from swag_models.recipe.evaluation.zero_shot.logits import find_classes, is_labelled
+    from swag_models.recipe.evaluation.zero_shot.report import write_zero_shot
+    from swag_models.recipe.evaluation.zero_shot.results import ZeroShotConfig
     from swag_models.recipe.wordnet import WordNet
 
-    check_single_process()
     wordnet = WordNet.load(options.wordnet)
     if (classes := options.targets or find_classes(options.data)) is None:
         raise ConfigError(
@@ -81,34 +90,47 @@ def zeroshot(options: argparse.Namespace) -> int:
     if options.ablation:
         configs = classifier.list_zero_shot_configs(mapping)
     else:
-        configs = [classifier.ZeroShotConfig(options.platt, mapping, options.aggregation)]
-    model, loading = open_model(options)
-    if options.ablation and model.multi_label:  # Platt scaling is for a softmax
-        configs = [config for config in configs if not config.platt]
-    results = classifier.run_ablation(
-        model,
-        options.data,
-        targets,
-        wordnet,
-        configs,
-        unlabelled=options.unlabelled,
-        skip_unmatched=options.skip_unmatched,
-        **loading,
-    )
-    first = results[0]  # all results are for the same images, so the skipped ones are the same
-    if options.output:
-        report.write_zero_shot(results, expand_path(options.output, "--output"))
-    if not first.labelled:  # there is no accuracy, so the predictions are the result
-        as_text, as_json = report.format_predictions, report.format_predictions_jsonl
-        if options.json:
-            print_data(as_json(first))
+        configs = [ZeroShotConfig(options.platt, mapping, options.aggregation)]
+    output = expand_path(options.output, "--output") if options.output else None
+    with shared_work() as dist:
+        model, loading = open_model(options)
+        if options.ablation and model.multi_label:  # Platt scaling is for a softmax
+            configs = [config for config in configs if not config.platt]
+        results = classifier.run_ablation(
+            model,
+            options.data,
+            targets,
+            wordnet,
+            configs,
+            unlabelled=options.unlabelled,
+            skip_unmatched=options.skip_unmatched,
+            dist=dist,
+            scratch=output and output.parent,
+            **loading,
+        )
+        if output:
+            dist.run_on_main(lambda: write_zero_shot(results, output))
+        # all results are for the same images, so the skipped ones are the same
+        skipped = dist.run_on_main(lambda: results[0].skipped)
+        if dist.is_main:
+            _print_zero_shot(results, options.json)
+            report_skipped(skipped)
+    return FAILED if skipped else OK
+
+
+def _print_zero_shot(results: "Sequence[ZeroShotResult]", as_json: bool) -> None:
+    """Print accuracies, or without labels the predictions."""
+    from swag_models.recipe.evaluation.zero_shot import report
+
+    if not results[0].labelled:
+        if as_json:
+            print_data(report.format_predictions_jsonl(results[0]))
         else:
-            print_text(as_text(first))
-    elif options.json:
+            print_text(report.format_predictions(results[0]))
+    elif as_json:
         print_data(json.dumps([result.to_dict() for result in results], indent=2))
     else:
         print_text(report.format_zero_shot(results))
-    return report_skipped(first.skipped)
 
 
 def add_commands(add: AddCommand) -> None:

@@ -46,6 +46,8 @@ class EvalLoader:
         num_classes: number of classes; None for shards without a manifest.
         class_names: names of all classes; None if they have no names.
         facts: description of the data for reports; see `describe_source`.
+        by_index: whether images are read by index, so that their order and batches are the same for
+            any number of ranks.
         seen: number of samples since the pass began.
         skipped: message -> number of broken images since the pass began; a truncated shard counts
             as one.
@@ -59,16 +61,24 @@ class EvalLoader:
     ) -> None:
         self.num_classes, self.class_names = source.num_classes, source.class_names
         self.samples, self.facts = samples, describe_source(source, samples)
+        self.by_index = isinstance(source, ImageDataset)
         self.seen, self.skipped = 0, Counter[str]()
         self._read_pass = read_pass
 
     def __iter__(self) -> Iterator[Batch]:
+        return (batch for batch in self.read_turns() if batch is not None)
+
+    def read_turns(self) -> Iterator[Batch | None]:
+        """Yield a batch for each turn of this rank, None if none of its images can be read.
+
+        For images that are read by index, turn n of rank r of R is batch r + n R of the data.
+        """
         self.seen, self.skipped = 0, Counter()
         for result in self._read_pass():
             self.skipped.update(result.skipped)
             if result.batch is not None:
                 self.seen += len(result.batch.ids)
-                yield result.batch
+            yield result.batch
 
     def require_images(self, title: object) -> None:
         """Raise ConfigError if the last pass read no image.

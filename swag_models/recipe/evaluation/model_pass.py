@@ -75,7 +75,7 @@ class ModelPass:
         total = None if self.samples is None else -(-self.samples // self._dist.world_size)
         with make_bar(self._shown, total=total, desc=self._title, unit=" images") as bar:
             for batch in self._loader:
-                images = _pad_batch(batch.images, self._batch_size)
+                images = pad_batch(batch.images, self._batch_size)
                 logits = self._model.classify(images)[: len(batch.ids)]
                 yield batch, logits
                 bar.update(len(batch.ids))
@@ -100,8 +100,8 @@ class ModelPass:
         return ordered, dict(sorted(skipped.items()))
 
 
-def _pad_batch(images: Tensor, batch_size: int) -> Tensor:
-    """Repeat the last image until the batch is complete.
+def pad_batch(images: Tensor, batch_size: int) -> Tensor:
+    """Repeat the last image until the batch has `batch_size` images, if it has fewer.
 
     For another batch size, kernels may sum in another order. Which images are in the last, smaller
     batch of a shard depends on the numbers of ranks and workers, which must not change logits.

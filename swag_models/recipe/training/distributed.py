@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -55,13 +56,23 @@ class DistContext:
 
     def gather(self, value: Any) -> list[Any]:
         """Collect the values of all ranks, ordered by rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
         values: list[Any] = [None] * self.world_size
         torch_dist.all_gather_object(values, value)
         return values
 
     def run_on_main(self, work: Callable[[], T]) -> T:
         """Call `work` on rank 0 only; see `run_on_main`."""
-        return run_on_main(work)
+        if self.world_size > 1:
+            return run_on_main(work)
+        result, error = _catch_error(work)
+        if error:
+            raise error
+        return cast(T, result)
+
+
+SINGLE_PROCESS = DistContext(0, 1, torch.device("cpu"))  # needs no process group
 
 
 def run_on_main(
@@ -80,23 +91,33 @@ def run_on_main(
     Raises:
         SwagModelsError: its error, on every rank, so that none waits for a failed rank 0.
     """
-    answer: list[Any] = [None, None]  # result, error
+    answer: list[Any] = [None, None]
     if torch_dist.get_rank() == 0:
-        try:
-            answer[0] = work()
-        except SwagModelsError as error:
-            answer[1] = error
-        except OSError as error:
-            name = path or error.filename or "a file"
-            answer[1] = OutputError(f"{name} cannot be written: {describe_error(error)}")
+        answer[:] = _catch_error(work, path)
     torch_dist.broadcast_object_list(answer, src=0, group=group)
-    if answer[1]:
-        raise answer[1]
-    return answer[0]
+    result, error = answer
+    if error:
+        raise error
+    return cast(T, result)
+
+
+def _catch_error(
+    work: Callable[[], T], path: Path | None = None
+) -> tuple[T | None, SwagModelsError | None]:
+    """Call `work`; return its result and None, or None and the error that `run_on_main` raises."""
+    try:
+        return work(), None
+    except SwagModelsError as error:
+        return None, error
+    except OSError as error:
+        name = path or error.filename or "a file"
+        return None, OutputError(f"{name} cannot be written: {describe_error(error)}")
 
 
 @contextmanager
-def init_distributed(device: torch.device | None = None) -> Iterator[DistContext]:
+def init_distributed(
+    device: torch.device | None = None, timeout: timedelta | None = None
+) -> Iterator[DistContext]:
     """Initialise torch.distributed for the `with` block.
 
     The variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe the ranks, as
@@ -104,6 +125,7 @@ def init_distributed(device: torch.device | None = None) -> Iterator[DistContext
 
     Args:
         device: the CPU or a GPU; by default a GPU if there is one.
+        timeout: how long a rank waits for another one; by default torch's 30 minutes (10 on GPUs).
 
     Raises:
         ConfigError: the ranks cannot connect to each other, or outnumber the GPUs.
@@ -130,7 +152,9 @@ def init_distributed(device: torch.device | None = None) -> Iterator[DistContext
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         if "RANK" in os.environ:
-            torch_dist.init_process_group(backend, rank=rank, world_size=world_size)
+            torch_dist.init_process_group(
+                backend, rank=rank, world_size=world_size, timeout=timeout
+            )
         else:
             store = torch_dist.HashStore()  # type: ignore[attr-defined]
             torch_dist.init_process_group(backend, store=store, rank=0, world_size=1)

@@ -5,16 +5,19 @@ Axes: n images of a batch, N images in all, K labels of an image (at most), D fe
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from swag_models.errors import ConfigError, check_minimum
 from swag_models.formatting import count_noun
-from swag_models.hub.progress import make_bar
-from swag_models.recipe.data.eval_loader import open_eval_loader
+from swag_models.hub.cache import cache_folder
+from swag_models.recipe.data.collate import Batch
+from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
 from swag_models.recipe.evaluation.bias.dataset import GroupedImages
 from swag_models.recipe.evaluation.bias.disparity import (
     Disparities,
@@ -29,6 +32,8 @@ from swag_models.recipe.evaluation.bias.neighbours import (
     list_neighbours,
 )
 from swag_models.recipe.evaluation.models import EvaluatedModel
+from swag_models.recipe.evaluation.row_pass import CollectedRows, collect_rows
+from swag_models.recipe.training.distributed import SINGLE_PROCESS, DistContext
 from swag_models.runtime import find_versions
 
 # Rates of a rare, a usual and a frequent label, whose smallest detectable difference is reported.
@@ -162,6 +167,8 @@ def measure_associations(
     batch_size: int = 32,
     workers: int = 0,
     progress: bool = True,
+    dist: DistContext = SINGLE_PROCESS,
+    scratch: Path | None = None,
 ) -> Associations:
     """Label the images, and compare the labels and the nearest neighbours between groups.
 
@@ -169,11 +176,18 @@ def measure_associations(
         model: a model with classes.
         images: the images with their groups.
         config: how labels are assigned and compared; by default `AssociationConfig()`.
-        batch_size: images per forward pass.
-        workers: number of processes that read images.
+        batch_size: images per forward pass of a rank.
+        workers: number of processes per rank that read images.
         progress: whether to show progress bars.
+        dist: the ranks that share the pass of the model; by default this process alone.
+        scratch: folder for a temporary file of the features, if neighbours are compared; by default
+            the cache folder of downloads.
+
+    Returns:
+        The disparities, on every rank.
 
     Raises:
+        OutputError: the temporary file cannot be written.
         ConfigError: the model has no classes, fewer than two groups are large enough, or there
             are fewer images than neighbours.
     """
@@ -184,24 +198,40 @@ def measure_associations(
         )
     # fails early, not after reading the images
     _select_groups([group for (group,) in images.labels], images, config)
-    # one process: the tests need the labels of all images at once
     loader = open_eval_loader(
-        images, model.fit, batch_size=batch_size, rank=0, world_size=1, workers=workers
+        images,
+        model.fit,
+        batch_size=batch_size,
+        rank=dist.rank,
+        world_size=dist.world_size,
+        workers=workers,
     )
-    label_batches, feature_batches, codes = list[Tensor](), list[Tensor](), list[int]()
-    with make_bar(progress, total=len(images), unit=" images", smoothing=0.1) as bar:
-        for batch in loader:
-            logits, features = model.forward(batch.images)
-            label_batches.append(
-                choose_labels(logits, config.top_k, config.threshold, multi_label=model.multi_label)
-            )
-            if config.neighbours:  # otherwise features need no memory
-                feature_batches.append(features)
-            codes += [group for (group,) in batch.classes]
-            bar.update(len(batch.ids))
+
+    def compute(batch: Batch) -> tuple[NDArray[Any], ...]:
+        logits, features = model.forward(batch.images)
+        labels = choose_labels(
+            logits, config.top_k, config.threshold, multi_label=model.multi_label
+        ).numpy()
+        return (labels, features.numpy()) if config.neighbours else (labels,)
+
+    rows = collect_rows(
+        loader, compute, dist, scratch or cache_folder(), batch_size=batch_size, progress=progress
+    )
+    return dist.run_on_main(lambda: _compare_groups(model, images, config, loader, rows, progress))
+
+
+def _compare_groups(
+    model: EvaluatedModel,
+    images: GroupedImages,
+    config: AssociationConfig,
+    loader: EvalLoader,
+    rows: CollectedRows,
+    progress: bool,
+) -> Associations:
+    """Compare labels (N, K) and features (N, D), the collected rows, between groups."""
     unreadable = loader.skipped.total()
     try:
-        mask, groups, small = _select_groups(codes, images, config)
+        mask, groups, small = _select_groups([code for (code,) in rows.classes], images, config)
     except ConfigError:  # the table has enough images, so too many are unreadable
         raise ConfigError(
             f"{unreadable:,} of {count_noun(len(images), 'image')} cannot be read, and too few are "
@@ -215,11 +245,11 @@ def measure_associations(
     }
     neighbours = None
     if config.neighbours:
-        features = torch.cat(feature_batches)[torch.from_numpy(mask)]  # (N, D)
-        indices = list_neighbours(features.numpy(), config.neighbours)
+        features = rows.outputs[1].select(np.flatnonzero(mask))
+        indices = list_neighbours(features, config.neighbours)
         neighbours = compare_neighbours(indices, groups, **test_options)
-    labels = torch.cat(label_batches).numpy()[mask]  # (N, K)
     # a model may have classes without names
+    assert model.num_classes is not None
     class_names = model.classes or tuple(f"class {index}" for index in range(model.num_classes))
     return Associations(
         model=model.name,
@@ -232,7 +262,7 @@ def measure_associations(
         small=small,
         names=class_names,
         disparities=measure_disparities(
-            labels, groups, min_images=config.min_images, **test_options
+            rows.outputs[0][:][mask], groups, min_images=config.min_images, **test_options
         ),
         neighbours=neighbours,
     )

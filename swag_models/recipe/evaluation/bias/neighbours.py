@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from swag_models.hub.progress import make_bar
 from swag_models.recipe.evaluation.bias.disparity import Groups, adjust_p_values
 from swag_models.recipe.evaluation.probes.knn import find_neighbours
+from swag_models.recipe.evaluation.stored_rows import StoredRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,9 @@ def compare_neighbours(
     )
 
 
-def list_neighbours(features: NDArray[np.float32], neighbours: int) -> NDArray[np.int64]:
+def list_neighbours(
+    features: NDArray[np.float32] | StoredRows, neighbours: int
+) -> NDArray[np.int64]:
     """The k nearest other images of each image by cosine similarity, nearest first.
 
     Args:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from swag_models.errors import ConfigError
 from swag_models.hub.progress import make_bar
+from swag_models.recipe.evaluation.stored_rows import StoredRows
 
 # DINO's protocol (Caron et al. 2021, arXiv 2104.14294), which tries k = 10, 20, 100 and 200.
 TEMPERATURE = 0.07
@@ -26,8 +27,8 @@ GROUP_SIZE = 64  # products per group in `_merge_block`; a power of two
 
 
 def find_neighbours(
-    bank: NDArray[Any],
-    queries: NDArray[Any],
+    bank: NDArray[Any] | StoredRows,
+    queries: NDArray[Any] | StoredRows,
     k: int,
     *,
     memory: int = BUFFER_BYTES,
@@ -36,8 +37,8 @@ def find_neighbours(
     """Find the k features of the bank with the highest cosine similarity to each query.
 
     Args:
-        bank: features (N, D), float16 or float32, in memory or memory-mapped. float32 features of
-            length 1 are not copied. A zero vector has similarity 0 to everything.
+        bank: features (N, D), float16 or float32, in memory, memory-mapped or stored. float32
+            features of length 1 are not copied. A zero vector has similarity 0 to everything.
         queries: features (Q, D), as `bank`.
         k: number of neighbours, at most N.
         memory: size of each of the three buffers in bytes.

@@ -10,11 +10,11 @@ sgd       The published linear classifier: a head trained on augmented images wi
 Axes: N training images, M test images, D feature width, k neighbours.
 """
 
-import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swag_models.api import SPECS
-from swag_models.atomic import write_texts
 from swag_models.errors import ConfigError, check_minimum
-from swag_models.formatting import markdown_table
 from swag_models.hub.progress import make_bar
 from swag_models.paths import expand_path
 from swag_models.recipe.config_overrides import override
@@ -47,6 +45,7 @@ from swag_models.recipe.evaluation.probes.logistic_regression import (
 )
 from swag_models.recipe.evaluation.results import Probe
 from swag_models.recipe.presets import PRESETS, get_preset
+from swag_models.recipe.training.distributed import SINGLE_PROCESS, DistContext
 from swag_models.recipe.training.losses import count_hits
 
 Method = Literal["knn", "logistic", "sgd"]
@@ -77,6 +76,7 @@ def probe(
     batch_size: int = 64,
     workers: int = 0,
     progress: bool = False,
+    dist: DistContext = SINGLE_PROCESS,
 ) -> list[Probe]:
     """Train classifiers on the training images and measure their top-1 accuracy on the test images.
 
@@ -93,51 +93,72 @@ def probe(
         output: for "sgd", a folder; the training run is written to its sub-folder `sgd`.
         init: for "sgd", what `load_model` takes to load the same model; by default its name.
         settings: for "sgd", "field=value" overrides of the preset.
-        batch_size: images per forward pass.
-        workers: number of processes that read images.
+        batch_size: images per forward pass of a rank.
+        workers: number of processes per rank that read images.
         progress: show progress bars.
+        dist: the ranks that share the extraction of features; by default this process alone. Rank 0
+            fits the classifiers. "sgd" needs a single process.
 
     Returns:
-        One probe per k, one per entry of `shots`, and one for "sgd".
+        One probe per k, one per entry of `shots`, and one for "sgd", on every rank.
 
     Raises:
         ConfigError: an unknown method, an invalid number of shots, or data that do not fit.
     """
-    _check_options(methods, splits, output, settings)
+    _check_options(methods, splits, output, settings, dist)
     train_data, test_data = open_train_and_test(train, test)
-    if (is_logistic := "logistic" in methods) and isinstance(train_data, ImageDataset):
+    if "logistic" in methods and isinstance(train_data, ImageDataset):
         labels = np.array([label for row in train_data.labels for label in row], np.int64)
-        check_shots(shots, labels, train_data.class_names)
+        dist.run_on_main(lambda: check_shots(shots, labels, train_data.class_names))
     reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
     probes: list[Probe] = []
     if "knn" in methods or "logistic" in methods:
-        train_features = extract_features(model, train_data, cache, dtype=features, **reading)
-        test_features = extract_features(
-            model, test_data, cache, dtype=features, classes=train_features.class_names, **reading
-        )
-        if is_logistic and not isinstance(train_data, ImageDataset):  # shards: known only now
-            check_shots(shots, train_features.labels, train_features.class_names)
-        names = train_features.names
-        subsets = [
-            (count, [choose_shots(names, train_features.labels, count, i) for i in range(splits)])
-            for count in shots
-            if count is not None and is_logistic
-        ]
-        if "knn" in methods:
-            probes += _probe_knn(model.name, train_features, test_features, progress)
-        for count, indices in make_bar(progress and bool(subsets), subsets, desc="few shots"):
-            probes.append(
-                _probe_few_shot(model.name, count, indices, train_features, test_features)
+        extract = partial(extract_features, model, cache=cache, dtype=features, dist=dist)
+        train_features = extract(train_data, **reading)
+        test_features = extract(test_data, classes=train_features.class_names, **reading)
+        check = not isinstance(train_data, ImageDataset)  # of shards, labels are known only now
+        probes = dist.run_on_main(
+            lambda: _probe_features(
+                *(model.name, train_features, test_features, methods, shots, splits),
+                check=check,
+                progress=progress,
             )
-        if is_logistic and None in shots:
-            probes.append(_sweep_c(model.name, train_features, test_features, progress))
-        skipped = train_features.num_skipped + test_features.num_skipped
-        probes = [replace(result, skipped=skipped) for result in probes]
+        )
     if "sgd" in methods:
         assert output is not None
         folder = expand_path(output, "output") / "sgd"
         probes.append(_train_head(model, init, train_data, test, folder, settings, **reading))
     return probes
+
+
+def _probe_features(
+    model: str,
+    train: Features,
+    test: Features,
+    methods: Sequence[Method],
+    shots: Sequence[float | None],
+    splits: int,
+    *,
+    check: bool,
+    progress: bool,
+) -> list[Probe]:
+    """Fit the classifiers of the methods "knn" and "logistic"; `check` says to check the shots."""
+    probes, counts = list[Probe](), shots if "logistic" in methods else ()
+    if check:
+        check_shots(counts, train.labels, train.class_names)
+    subsets = [
+        (count, [choose_shots(train.names, train.labels, count, i) for i in range(splits)])
+        for count in counts
+        if count is not None
+    ]
+    if "knn" in methods:
+        probes += _probe_knn(model, train, test, progress)
+    for count, indices in make_bar(progress and bool(subsets), subsets, desc="few shots"):
+        probes.append(_probe_few_shot(model, count, indices, train, test))
+    if None in counts:
+        probes.append(_sweep_c(model, train, test, progress))
+    skipped = train.num_skipped + test.num_skipped
+    return [replace(result, skipped=skipped) for result in probes]
 
 
 def open_train_and_test(
@@ -158,38 +179,12 @@ def open_train_and_test(
     return train, test
 
 
-def write_probes(probes: Sequence[Probe], folder: str | os.PathLike[str]) -> None:
-    """Write probes.json and probes.md into a folder.
-
-    Raises:
-        OutputError: they cannot be written.
-    """
-    files = {
-        "probes.json": json.dumps([result.to_dict() for result in probes], indent=2) + "\n",
-        "probes.md": format_probes(probes) + "\n",
-    }
-    write_texts(expand_path(folder, "folder"), files)
-
-
-def format_probes(probes: Sequence[Probe]) -> str:
-    """Format a Markdown table of top-1 in percent, as mean and standard deviation over splits."""
-    rows = []
-    for result in probes:
-        spread = f" ± {result.spread:.2f}" if len(result.values) > 1 else ""
-        chosen = [
-            f"{name} {result.settings[name]:g}" for name in ("k", "C") if name in result.settings
-        ]
-        shots = _format_shots(result.shots)
-        accuracy = f"{result.mean:.2f}{spread}"
-        rows.append([result.model, result.method, shots, accuracy, ", ".join(chosen)])
-    return markdown_table(["model", "method", "labels of each class", "top-1", "chosen"], rows)
-
-
 def _check_options(
     methods: Sequence[Method],
     splits: int,
     output: str | os.PathLike[str] | None,
     settings: Sequence[str],
+    dist: DistContext,
 ) -> None:
     if unknown := [method for method in methods if method not in METHODS]:
         raise ConfigError(f"invalid method {unknown[0]!r}: allowed {', '.join(METHODS)}")
@@ -200,6 +195,11 @@ def _check_options(
         )
     if "sgd" in methods and output is None:
         raise ConfigError("the method sgd needs a folder for its training run; give output")
+    if "sgd" in methods and dist.world_size > 1:
+        raise ConfigError(
+            f"the method sgd runs in one process, not in {dist.world_size}; start it without "
+            "torchrun, or omit it"
+        )
 
 
 def _probe_knn(model: str, train: Features, test: Features, progress: bool) -> list[Probe]:
@@ -339,9 +339,3 @@ def _train_head(
 def _measure_top1(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
     """Return the share of correct predictions in percent."""
     return 100 * float((predicted == labels).mean())
-
-
-def _format_shots(shots: float | None) -> str:
-    if shots is None:
-        return "all"
-    return f"{100 * shots:g}%" if shots < 1 else f"{shots:g}"

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
+from swag_models.recipe.evaluation.stored_rows import StoredRows
 
-VALUES_PER_BLOCK = 2**22  # in float64: 32 MiB
+VALUES_PER_BLOCK = 2**22  # in float64: 32 MiB; about ten such arrays exist at once
 MAX_CALIBRATION_STEPS = 1000
 
 logger = logging.getLogger("swag_models")
@@ -43,7 +44,7 @@ class PlattScaling(NamedTuple):
 
 
 def fit_platt(
-    logits: Tensor,
+    logits: Tensor | StoredRows,
     *,
     scale: float = 1.0,
     tolerance: float = 1e-3,
@@ -81,8 +82,10 @@ def fit_platt(
         )
     platt = PlattScaling(scale, torch.zeros(num_hashtags, dtype=torch.float64))
     for _ in range(max_steps):
-        block_sums = [platt.apply(block).sum(0) for block in split_blocks(logits)]
-        ratio = num_hashtags * torch.stack(block_sums).sum(0) / num_images  # (K,), 1 if uniform
+        total = torch.zeros(num_hashtags, dtype=torch.float64)
+        for block in split_blocks(logits):
+            total += platt.apply(block).sum(0)
+        ratio = num_hashtags * total / num_images  # (K,), 1 if uniform
         if (error := (ratio - 1).abs().max().item()) <= tolerance:
             return platt
         # clamped, because the mean probability of a hashtag can underflow to 0
@@ -96,11 +99,14 @@ def fit_platt(
     )
 
 
-def split_blocks(logits: Tensor, width: int = 0) -> Iterator[Tensor]:
+def split_blocks(logits: Tensor | StoredRows, width: int = 0) -> Iterator[Tensor]:
     """Split rows into blocks that bound the memory of float64 intermediate values.
 
     Args:
-        logits: (N, K).
+        logits: (N, K), in memory or stored.
         width: number of intermediate values per row; at least K are assumed.
     """
-    return iter(torch.split(logits, max(1, VALUES_PER_BLOCK // max(width, logits.shape[1]))))
+    count = max(1, VALUES_PER_BLOCK // max(width, logits.shape[1]))
+    if isinstance(logits, Tensor):
+        return iter(torch.split(logits, count))
+    return map(torch.from_numpy, logits.split(count))

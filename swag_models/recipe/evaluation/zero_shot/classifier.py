@@ -8,11 +8,9 @@ equal, the first.
 Axes: N images, K hashtags, T targets, P pairs of a hashtag and a target with a weight.
 """
 
-import statistics
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,131 +38,16 @@ from swag_models.recipe.evaluation.zero_shot.logits import (
     open_unlabelled,
     read_logits,
 )
+from swag_models.recipe.evaluation.zero_shot.results import (
+    AGGREGATIONS,
+    MAX_PREDICTIONS,
+    Aggregation,
+    ZeroShotConfig,
+    ZeroShotPrediction,
+    ZeroShotResult,
+)
+from swag_models.recipe.training.distributed import SINGLE_PROCESS, DistContext
 from swag_models.recipe.wordnet import WordNet
-
-Aggregation = Literal["sum", "max"]
-AGGREGATIONS: tuple[Aggregation, ...] = ("sum", "max")
-MAX_PREDICTIONS = 5
-
-
-class ZeroShotPrediction(NamedTuple):
-    """The prediction for one image.
-
-    Attributes:
-        name: name of the image.
-        label: the true target; None if unknown.
-        top: up to five targets with a score above 0, best first.
-        shares: share of each of these targets in the sum of all scores.
-    """
-
-    name: str
-    label: int | None
-    top: tuple[int, ...]
-    shares: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class ZeroShotConfig:
-    """How targets are scored from hashtags.
-
-    Attributes:
-        platt: whether Platt scaling first makes hashtags equally frequent.
-        mapping: the weights from hashtags to targets.
-        aggregation: a target's score is the sum over hashtags of probability times weight, or the
-            largest of these products ("max").
-
-    Raises:
-        ConfigError: the aggregation is unknown.
-    """
-
-    platt: bool = True
-    mapping: HashtagMapping = field(default_factory=HashtagMapping)
-    aggregation: Aggregation = "sum"
-
-    def __post_init__(self) -> None:
-        if self.aggregation not in AGGREGATIONS:
-            raise ConfigError(
-                f"invalid aggregation {self.aggregation!r}: allowed: {', '.join(AGGREGATIONS)}"
-            )
-
-
-@dataclass(frozen=True)
-class ZeroShotResult:
-    """The predictions of one model with one configuration, and their accuracy.
-
-    Attributes:
-        model: name of the model.
-        config: the configuration.
-        targets: names of the targets.
-        titles: names of the targets for readers.
-        unreached: targets without any hashtag, which cannot be predicted.
-        facts: description of the data, as `EvalLoader.facts`.
-        skipped: number of images that could not be read, by error message.
-        unlabelled: facts of the images that Platt scaling was fitted on; None without it.
-        predictions: predictions for all images, in order.
-    """
-
-    model: str
-    config: ZeroShotConfig
-    targets: tuple[str, ...]
-    titles: tuple[str, ...]
-    unreached: tuple[str, ...]
-    facts: dict[str, Any]
-    skipped: dict[str, int]
-    unlabelled: dict[str, Any] | None
-    predictions: tuple[ZeroShotPrediction, ...] = field(repr=False)
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the images have labels; otherwise accuracy is undefined."""
-        return self.predictions[0].label is not None
-
-    @property
-    def top1(self) -> float:
-        """Percentage of images whose label is the best target."""
-        return self._measure_accuracy(1)
-
-    @property
-    def top5(self) -> float:
-        """Percentage of images whose label is among the best five targets."""
-        return self._measure_accuracy(MAX_PREDICTIONS)
-
-    @property
-    def mean_per_class(self) -> float:
-        """Mean over the labels of the percentage of their images that are correct."""
-        assert self.labelled
-        hits = defaultdict[int | None, list[bool]](list)
-        for prediction in self.predictions:
-            hits[prediction.label].append(prediction.label in prediction.top[:1])
-        return 100 * statistics.mean(map(statistics.mean, hits.values()))
-
-    @property
-    def confusions(self) -> Counter[tuple[int | None, int | None]]:
-        """Number of images for each pair of label and best target (None without a target)."""
-        return Counter(
-            (prediction.label, prediction.top[0] if prediction.top else None)
-            for prediction in self.predictions
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values, without the predictions."""
-        values = {name: value for name, value in vars(self).items() if name != "predictions"}
-        accuracy = {
-            name: getattr(self, name) if self.labelled else None
-            for name in ("mean_per_class", "top1", "top5")
-        }
-        return {
-            **values,
-            "config": asdict(self.config),
-            "images": len(self.predictions),
-            **accuracy,
-        }
-
-    def _measure_accuracy(self, count: int) -> float:
-        assert self.labelled
-        return 100 * statistics.mean(
-            prediction.label in prediction.top[:count] for prediction in self.predictions
-        )
 
 
 def evaluate_zero_shot(
@@ -197,6 +80,7 @@ def run_ablation(
     *,
     unlabelled: DataSource | None = None,
     skip_unmatched: bool = False,
+    dist: DistContext = SINGLE_PROCESS,
     **options: Any,
 ) -> list[ZeroShotResult]:
     """Classify images with several configurations, in one pass of the model.
@@ -210,10 +94,11 @@ def run_ablation(
         configs: the configurations.
         unlabelled: images to fit Platt scaling on; by default those of `data`, without labels.
         skip_unmatched: leave out images of classes that are no target.
-        **options: options of `read_logits`.
+        dist: the ranks that share the pass of the model; by default this process alone.
+        **options: further options of `read_logits`.
 
     Returns:
-        A result for each configuration.
+        A result for each configuration on rank 0, and none on other ranks.
 
     Raises:
         ConfigError: the model has no hashtags with WordNet ids, this WordNet lacks one of them,
@@ -229,48 +114,68 @@ def run_ablation(
         raise ConfigError(
             "unlabelled images are for Platt scaling, which is off; omit them, or switch it on"
         )
-    hashtags = _get_hashtag_synsets(model, wordnet)
+    _check_hashtags(model, wordnet)
     names, synsets = [tuple(column) for column in zip(*targets, strict=True)]
     classes = NamedClasses("the list of targets", names, synsets, load_wordnet=lambda: wordnet)
     # opened before the model runs, so that a wrong path fails early
     platt_data = None if unlabelled is None else open_unlabelled(unlabelled)
+    reading: dict[str, Any] = {"dist": dist, **options}
     logits = platt_logits = read_logits(
-        model, data, classes, skip_unmatched=skip_unmatched, **options
+        model, data, classes, skip_unmatched=skip_unmatched, **reading
     )
-    platt = PlattScaling(1.0, torch.zeros(len(hashtags), dtype=torch.float64))
-    uncalibrated = torch.sigmoid if model.multi_label else platt.apply
-    if needs_platt:  # fitted without labels, even if the images have them
+    if platt_data is not None:
+        platt_logits = read_logits(model, platt_data, None, **reading)
+    results = list[ZeroShotResult]()
+
+    def classify() -> None:
         if platt_data is not None:
-            platt_logits = read_logits(model, platt_data, None, **options)
             log_skipped(platt_logits.facts["name"], platt_logits.skipped)
-        platt = fit_platt(platt_logits.values)
+        # fitted without labels, even if the images have them
+        platt = fit_platt(platt_logits.values) if needs_platt else None
+        results.extend(
+            _classify(model, logits, targets, wordnet, configs, platt, platt_logits.facts)
+        )
+
+    dist.run_on_main(classify)
+    return results
+
+
+def _classify(
+    model: EvaluatedModel,
+    logits: Logits,
+    targets: Sequence[Target],
+    wordnet: WordNet,
+    configs: Sequence[ZeroShotConfig],
+    platt: PlattScaling | None,
+    unlabelled: Mapping[str, Any],
+) -> Iterator[ZeroShotResult]:
+    """Yield the result of each configuration; `unlabelled` describes the images of `platt`."""
+    hashtags = model.synsets
+    assert hashtags
+    identity = PlattScaling(1.0, torch.zeros(len(hashtags), dtype=torch.float64))
+    uncalibrated = torch.sigmoid if model.multi_label else identity.apply
     # several configurations can share a mapping
     weights_of = {
         mapping: mapping.weigh(wordnet, hashtags, targets)
         for mapping in {config.mapping for config in configs}
     }
-    results = []
+    names = tuple(name for name, _ in targets)
     for config in configs:
         weights = weights_of[config.mapping]  # (K, T)
         # targets with at least one weight
         reached = set(weights.indices()[1].tolist())
-        predictions = _predict(
-            logits, platt.apply if config.platt else uncalibrated, weights, config.aggregation
+        compute = platt.apply if platt and config.platt else uncalibrated
+        yield ZeroShotResult(
+            model=model.name,
+            config=config,
+            targets=names,
+            titles=tuple(format_target(target, wordnet) for target in targets),
+            unreached=tuple(name for index, name in enumerate(names) if index not in reached),
+            facts=dict(logits.facts),
+            skipped=dict(logits.skipped),
+            unlabelled=dict(unlabelled) if config.platt else None,
+            predictions=tuple(_predict(logits, compute, weights, config.aggregation)),
         )
-        results.append(
-            ZeroShotResult(
-                model=model.name,
-                config=config,
-                targets=names,
-                titles=tuple(format_target(target, wordnet) for target in targets),
-                unreached=tuple(name for index, name in enumerate(names) if index not in reached),
-                facts=dict(logits.facts),
-                skipped=dict(logits.skipped),
-                unlabelled=dict(platt_logits.facts) if config.platt else None,
-                predictions=tuple(predictions),
-            )
-        )
-    return results
 
 
 def list_zero_shot_configs(mapping: HashtagMapping | None = None) -> list[ZeroShotConfig]:
@@ -334,8 +239,8 @@ def _predict(
             )
 
 
-def _get_hashtag_synsets(model: EvaluatedModel, wordnet: WordNet) -> tuple[str, ...]:
-    """The synset of each class of the model."""
+def _check_hashtags(model: EvaluatedModel, wordnet: WordNet) -> None:
+    """Raise ConfigError unless the classes of the model have synsets, all in this WordNet."""
     if model.synsets is None:
         raise ConfigError(
             f"{model.name} has no hashtags with WordNet ids; choose a model with them, such as "
@@ -347,4 +252,3 @@ def _get_hashtag_synsets(model: EvaluatedModel, wordnet: WordNet) -> tuple[str, 
             f"{count_noun(len(model.synsets), 'synset')} of {model.name}, such as {missing[0]}; "
             "use the complete WordNet 3.0 (wordnet=)"
         )
-    return model.synsets

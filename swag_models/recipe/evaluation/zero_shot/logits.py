@@ -11,16 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
-from swag_models.hub.progress import make_bar
+from swag_models.hub.cache import cache_folder
 from swag_models.inference.image_sources import ImageRef, find_images
 from swag_models.recipe.classes.class_matching import NamedClasses, relabel_images
 from swag_models.recipe.data.annotations import find_annotations
+from swag_models.recipe.data.collate import Batch
 from swag_models.recipe.data.datasets import ImageDataset, find_folders
 from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.data.sources import (
@@ -30,6 +31,9 @@ from swag_models.recipe.data.sources import (
     open_image_dataset,
 )
 from swag_models.recipe.evaluation.models import EvaluatedModel
+from swag_models.recipe.evaluation.row_pass import collect_rows
+from swag_models.recipe.evaluation.stored_rows import StoredRows
+from swag_models.recipe.training.distributed import SINGLE_PROCESS, DistContext
 
 DataSource = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -38,14 +42,14 @@ class Logits(NamedTuple):
     """The outputs of a model.
 
     Attributes:
-        values: (N, K), float32, on the CPU.
+        values: (N, K), float32, in a temporary file.
         names: names of the images (N).
         labels: class of each image (N); None if the data have no labels.
         facts: description of the data, as `EvalLoader.facts`.
         skipped: number of images that could not be read, by error message.
     """
 
-    values: Tensor
+    values: StoredRows
     names: list[str]
     labels: list[int] | None
     facts: Mapping[str, Any]
@@ -134,10 +138,12 @@ def read_logits(
     batch_size: int = 64,
     workers: int = 0,
     progress: bool = True,
+    dist: DistContext = SINGLE_PROCESS,
+    scratch: Path | None = None,
 ) -> Logits:
     """Compute the logits of all images that can be read, in order.
 
-    They are held in memory, with a peak of 8 N K bytes while the batches are concatenated.
+    They are stored in a temporary file of 4 N K bytes, which disappears with the result.
 
     Args:
         model: a model with classes.
@@ -145,11 +151,17 @@ def read_logits(
         classes: the classes that labels are indices of; names in the data match them in any
             spelling. None to ignore labels.
         skip_unmatched: leave out images of other classes.
-        batch_size: images per forward pass.
-        workers: number of processes that read images.
+        batch_size: images per forward pass of a rank.
+        workers: number of processes per rank that read images.
         progress: whether to show a progress bar.
+        dist: the ranks that share the work; by default this process alone.
+        scratch: folder for the temporary file; by default the cache folder of downloads.
+
+    Returns:
+        The logits on rank 0; on other ranks, without images.
 
     Raises:
+        OutputError: the temporary file cannot be written.
         ConfigError: an image does not have exactly one label, a class of the data is not among
             `classes`, no image can be read, or logits overflow.
     """
@@ -164,33 +176,32 @@ def read_logits(
                 source = relabel_images(images, classes, skip_unmatched)
     else:
         source, classes, title = open_unlabelled(data), None, str(data)
-    # one process: Platt scaling needs the logits of all images at once
     loader = open_eval_loader(
         source,
         model.fit,
         batch_size=batch_size,
-        rank=0,
-        world_size=1,
+        rank=dist.rank,
+        world_size=dist.world_size,
         workers=workers,
         classes=classes.names if classes else None,
     )
-    logits, names, labels = list[Tensor](), list[str](), list[int]()
-    with make_bar(progress, total=loader.samples, unit=" images") as bar:
-        for batch in loader:
-            logits.append(model.classify(batch.images))
-            names += batch.ids
-            for name, image_labels in zip(batch.ids if classes else (), batch.classes):
-                if len(image_labels) != 1:
-                    raise ConfigError(
-                        f"{name} has {count_noun(len(image_labels), 'label')}; use images with one "
-                        "label each"
-                    )
-                labels += image_labels
-            bar.update(len(batch.ids))
+
+    def compute(batch: Batch) -> tuple[NDArray[np.float32]]:
+        for name, image_labels in zip(batch.ids if classes else (), batch.classes):
+            if len(image_labels) != 1:
+                raise ConfigError(
+                    f"{name} has {count_noun(len(image_labels), 'label')}; use images with one "
+                    "label each"
+                )
+        return (model.classify(batch.images).numpy(),)
+
+    folder = scratch or cache_folder()
+    rows = collect_rows(loader, compute, dist, folder, batch_size=batch_size, progress=progress)
     loader.require_images(title)
-    return Logits(
-        torch.cat(logits), names, labels if classes else None, loader.facts, loader.skipped
-    )
+    assert model.num_classes
+    values = rows.outputs[0] if dist.is_main else StoredRows(folder, model.num_classes)
+    labels = [image_labels[0] for image_labels in rows.classes] if classes else None
+    return Logits(values, rows.names, labels, loader.facts, loader.skipped)
 
 
 def _read_image(images: Sequence[ImageRef], index: int) -> Image.Image:

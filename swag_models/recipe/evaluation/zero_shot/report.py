@@ -6,7 +6,7 @@ from pathlib import Path
 
 from swag_models.atomic import write_texts
 from swag_models.formatting import count_noun, markdown_table
-from swag_models.recipe.evaluation.zero_shot.classifier import ZeroShotResult
+from swag_models.recipe.evaluation.zero_shot.results import ZeroShotResult
 
 
 def write_zero_shot(results: Sequence[ZeroShotResult], folder: Path) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import finish, read_errors, start
 from scipy import stats
+from shards_support import read_bytes
 from tiny import load_tiny
 
 from studies.scenes.gallery import write_scenes
@@ -231,3 +233,15 @@ def test_shipped_model_shows_planted_associations_and_none_with_shuffled_clubs(
         for seed, groups in enumerate(shuffled)
     )
     assert hits <= stats.binom.ppf(0.999, 20, 0.05)
+
+
+@pytest.mark.slow
+def test_number_of_ranks_does_not_change_results(table: Path, tmp_path: Path) -> None:
+    outputs = dict[int, dict[str, bytes]]()
+    for ranks in (1, 2, 3):
+        arguments = list_arguments(table, tmp_path / str(ranks), "--batch-size", "7")
+        assert finish(start(arguments, ranks)) == [1] * ranks, read_errors(arguments)
+        outputs[ranks] = read_bytes(tmp_path / str(ranks))
+        assert read_errors(arguments).count("2 images could not be read") == 1  # one rank prints
+    assert len(outputs[1]) == 4
+    assert outputs[1] == outputs[2] == outputs[3]

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import make_digits, run
+import torch
+from runs import finish, make_digits, read_errors, run, start
+from shards_support import make_shards, read_bytes
 
 from swag_models.cli import main
 from swag_models.errors import ConfigError
@@ -18,8 +20,10 @@ from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_
 from swag_models.recipe.evaluation.probes.features import extract_features
 from swag_models.recipe.evaluation.probes.few_shot import check_shots, choose_shots, hold_back
 from swag_models.recipe.evaluation.probes.logistic_regression import fit_logistic, scale_features
-from swag_models.recipe.evaluation.probes.probe import FEW_SHOT_C, probe, write_probes
+from swag_models.recipe.evaluation.probes.probe import FEW_SHOT_C, probe
+from swag_models.recipe.evaluation.probes.probe_files import write_probes
 from swag_models.recipe.evaluation.results import Probe
+from swag_models.recipe.training.distributed import DistContext
 from swag_models.recipe.training.losses import count_hits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -215,3 +219,38 @@ def test_invalid_options_are_rejected(
     data = ["--train", str(folder / "train"), "--test", str(folder / "test")]
     assert main(["recipe", "probe", MODEL, *data, "--quiet", option]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_number_of_ranks_does_not_change_probes(kind: str, folder: Path, tmp_path: Path) -> None:
+    """A folder with a broken image, or shards; features and results are the same bit for bit."""
+    train, test = tmp_path / "train", folder / "test"
+    if kind == "folder":
+        make_digits(train, 101)
+        next(train.rglob("7.png")).write_bytes(b"")
+    else:
+        for split, count in (("train", 103), ("test", 50)):
+            make_shards(tmp_path / split, count, 9)
+        train, test = tmp_path / "train" / "shards", tmp_path / "test" / "shards"
+    outputs = dict[int, Any]()
+    for ranks in (1, 2, 3):
+        output = tmp_path / str(ranks)
+        arguments = ["recipe", "probe", "regnety_nano_hashtags", "--train", str(train)]
+        arguments += ["--test", str(test), "--shots", "1,5,all", "--batch-size", "8", "--quiet"]
+        arguments += ["--cache", str(tmp_path / f"cache {ranks}"), "-o", str(output)]
+        code = 1 if kind == "folder" else 0
+        assert finish(start(arguments, ranks)) == [code] * ranks, read_errors(arguments)
+        assert read_errors(arguments).count("labels of each class") == 1  # one rank prints
+        cache = tmp_path / f"cache {ranks}"
+        features = {str(path.relative_to(cache)): path for path in cache.glob("*/*.npy")}
+        assert len(features) == 4
+        contents = {name: path.read_bytes() for name, path in features.items()}
+        outputs[ranks] = read_bytes(output) | contents
+    assert outputs[1] == outputs[2] == outputs[3]
+
+
+def test_sgd_needs_one_process(folder: Path, model: EvaluatedModel, tmp_path: Path) -> None:
+    dist = DistContext(1, 3, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="the method sgd runs in one process, not in 3"):
+        run_probe(folder, model, methods=("sgd",), output=tmp_path, dist=dist)

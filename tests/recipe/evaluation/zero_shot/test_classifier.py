@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import finish, read_errors, start
+from shards_support import read_bytes
 from tiny import load_tiny
 
 from studies.scenes import write_scenes
@@ -32,9 +34,6 @@ from swag_models.recipe.classes.wordnet_mapping import (
 )
 from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
 from swag_models.recipe.evaluation.zero_shot.classifier import (
-    AGGREGATIONS,
-    ZeroShotConfig,
-    ZeroShotResult,
     evaluate_zero_shot,
     list_zero_shot_configs,
     run_ablation,
@@ -47,6 +46,11 @@ from swag_models.recipe.evaluation.zero_shot.logits import (
     read_logits,
 )
 from swag_models.recipe.evaluation.zero_shot.report import format_zero_shot
+from swag_models.recipe.evaluation.zero_shot.results import (
+    AGGREGATIONS,
+    ZeroShotConfig,
+    ZeroShotResult,
+)
 from swag_models.recipe.wordnet import WordNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -142,7 +146,7 @@ def test_accuracies_equal_a_plain_computation(
         for name in sorted(NAMES)
     }
     correct, first, fifth = Counter[str](), 0, 0
-    for values, path in zip(read.values.tolist(), read.names, strict=True):
+    for values, path in zip(read.values[:].tolist(), read.names, strict=True):
         total = math.fsum(map(math.exp, values))
         products = {
             name: [
@@ -447,7 +451,7 @@ def test_a_multi_label_model_is_measured_by_its_sigmoids(
     config = ZeroShotConfig(platt=False, mapping=mapping)
     result = evaluate_zero_shot(model, scenes, targets, wordnet, config, progress=False)
     assert model.synsets is not None
-    logits = read_logits(model, scenes, None, progress=False).values.double()
+    logits = torch.from_numpy(read_logits(model, scenes, None, progress=False).values[:]).double()
     scores = logits.sigmoid() @ mapping.weigh(wordnet, model.synsets, targets).to_dense()
     assert [prediction.top[0] for prediction in result.predictions] == scores.argmax(1).tolist()
     share = (scores / scores.sum(1, keepdim=True)).max(1).values
@@ -461,3 +465,28 @@ def test_command_accepts_every_mapping() -> None:
         assert (
             parser.parse_args(["zeroshot", "m", "--data", "d", "--mapping", kind]).mapping == kind
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("labelled", [True, False])
+def test_number_of_ranks_does_not_change_results(
+    labelled: bool, scenes: Path, tmp_path: Path
+) -> None:
+    """One image is broken; images are no multiple of batches, nor batches of ranks."""
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    next((data / "owl").iterdir()).write_bytes(b"")
+    outputs = dict[int, dict[str, bytes]]()
+    for ranks in (1, 2, 3):
+        output = tmp_path / str(ranks)
+        arguments = ["recipe", "zeroshot", MODELS[1], "--wordnet", str(WORDNET), "--quiet"]
+        arguments += ["--batch-size", "7", "-o", str(output), "--data", str(data)]
+        if not labelled:
+            arguments += ["--targets", "owl,car", "--unlabelled", str(data)]
+            arguments[arguments.index("--data") + 1] = str(data / "owl")
+        assert finish(start(arguments, ranks)) == [1] * ranks, read_errors(arguments)
+        outputs[ranks] = read_bytes(output)
+        assert read_errors(arguments).count("skipped: ") == 1  # one rank prints
+    assert len(outputs[1]) == (3 if labelled else 2)
+    assert outputs[1] == outputs[2] == outputs[3]
+    assert not list(tmp_path.glob("tmp*"))
