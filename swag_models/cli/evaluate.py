@@ -23,6 +23,7 @@ from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
 from swag_models.paths import expand_path
 from swag_models.resumable import output_folder
+from swag_models.runtime import read_environment
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -120,7 +121,8 @@ def report(options: argparse.Namespace) -> int:
         **running,
         **loading,
     )
-    print_line(page)
+    if read_environment("RANK", 0) == 0:  # every process reaches this line
+        print_line(page)
     return OK
 
 

@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from swag_models.cli.common import (
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from swag_models.recipe.evaluation.models import EvaluatedModel
     from swag_models.recipe.training.distributed import DistContext
 
-LONGEST_WAIT = timedelta(days=30)
 MODEL_HELP = "name, folder, hf-hub:org/repo, timm:NAME or torchvision:NAME[@WEIGHTS]"
 
 
@@ -86,10 +84,13 @@ def check_single_process() -> None:
 def shared_work() -> "Iterator[DistContext]":
     """The ranks of torchrun for a command that shares its work; this process alone without it.
 
-    Ranks wait without limit, because rank 0 may compute for hours after all images are read. A rank
-    that ends closes its connections, which ends the others.
+    Ranks wait long for each other, because rank 0 may compute for hours after all images are read.
     """
-    from swag_models.recipe.training.distributed import SINGLE_PROCESS, init_distributed
+    from swag_models.recipe.training.distributed import (
+        LONGEST_WAIT,
+        SINGLE_PROCESS,
+        init_distributed,
+    )
 
     if read_environment("WORLD_SIZE", 1) == 1:
         yield SINGLE_PROCESS

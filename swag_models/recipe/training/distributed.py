@@ -26,6 +26,10 @@ from swag_models.runtime import import_extra, read_environment
 T = TypeVar("T")
 logger = logging.getLogger("swag_models")
 
+# For ranks that wait while rank 0 computes. A rank that ends closes its connections, which ends the
+# others at once.
+LONGEST_WAIT = timedelta(days=30)
+
 
 @dataclass(frozen=True)
 class DistContext:

@@ -12,6 +12,7 @@ The folder of a report contains
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -35,10 +36,10 @@ from swag_models.recipe.evaluation.report.content import ReportContent
 from swag_models.recipe.evaluation.report.plots import write_plots
 from swag_models.recipe.evaluation.report.render import LoadImage, render_html, render_markdown
 from swag_models.recipe.evaluation.results import Evaluation, ImageResult, Probe
-from swag_models.recipe.training.distributed import init_distributed
+from swag_models.recipe.training.distributed import LONGEST_WAIT, DistContext, init_distributed
 from swag_models.reruns import identify_packages, run_unless_done
 from swag_models.resumable import WorkFolder, read_result, run_once
-from swag_models.runtime import find_versions, read_environment
+from swag_models.runtime import find_versions
 
 PAGE_FILE = "index.html"
 MARKDOWN_FILE = "report.md"
@@ -118,7 +119,8 @@ def collect_report(
 ) -> Path:
     """Measure each model on each benchmark, and with probes, and write the report.
 
-    Results of an earlier run in the folder are reused.
+    Results of an earlier run in the folder are reused. Under torchrun all ranks share the work, and
+    rank 0 writes the report; only it needs the folder.
 
     Args:
         models: names of models, as for `open_evaluated_model`.
@@ -130,8 +132,8 @@ def collect_report(
         shots: numbers of training images per class, as in `Probe.shots`.
         device: device of the models.
         dtype: dtype of the models' weights.
-        batch_size: images per forward pass.
-        workers: number of processes that read images.
+        batch_size: images per forward pass of a rank.
+        workers: number of processes per rank that read images.
         progress: whether to show progress bars.
 
     Returns:
@@ -147,10 +149,15 @@ def collect_report(
     probe_data = open_train_and_test(train, test) if train and test else ()
     results = _Results()
     work = WorkFolder(folder / MEASURED_FOLDER, output=folder)
-    with work, init_distributed() as dist:
+    with init_distributed(timeout=LONGEST_WAIT) as dist, ExitStack() as stack:
+
+        def lock() -> None:
+            stack.enter_context(work)
+
+        dist.run_on_main(lock)
         for source in dict.fromkeys(models):  # a model that is listed twice is measured once
             model = open_evaluated_model(source, device=device, dtype=dtype)
-            store = _ResultStore(work.path, model)
+            store = _ResultStore(work.path, model, dist)
             # models in different folders may have the same name
             name = source if model.name in results.origins else model.name
             results.origins[name] = store.describe_model()
@@ -179,7 +186,13 @@ def collect_report(
                 values = store.get_or_measure(
                     (REPORT_METHODS, shots, hashes),
                     partial(
-                        probe, model, *probe_data, methods=REPORT_METHODS, shots=shots, **reading
+                        probe,
+                        model,
+                        *probe_data,
+                        methods=REPORT_METHODS,
+                        shots=shots,
+                        dist=dist,
+                        **reading,
                     ),
                 )
                 results.probes += [replace(Probe.from_dict(row), model=name) for row in values]
@@ -197,7 +210,9 @@ def collect_report(
         names = (PAGE_FILE, MARKDOWN_FILE, PLOTS_FILE, CALIBRATION_FILE)
         files = [folder / name for name in names]
         # The date is that of the page, and not of a rerun that changes nothing.
-        run_unless_done(folder, results.identify, files, lambda: str(write()))
+        dist.run_on_main(
+            lambda: run_unless_done(folder, results.identify, files, lambda: str(write()))
+        )
         return files[0]
 
 
@@ -247,10 +262,10 @@ class _Results:
 
 
 class _ResultStore:
-    """The stored results of one model, as JSON files in a folder that this process has locked."""
+    """The stored results of one model, as JSON files in a folder that rank 0 has locked."""
 
-    def __init__(self, folder: Path, model: EvaluatedModel) -> None:
-        self.folder, self.model = folder, model
+    def __init__(self, folder: Path, model: EvaluatedModel, dist: DistContext) -> None:
+        self.folder, self.model, self.dist = folder, model, dist
         self.content_hash = model.hash_content()
         self.model_key = (
             model.name,
@@ -275,7 +290,7 @@ class _ResultStore:
 
         Args:
             data_key: JSON values that identify the data and all else that affects the result.
-            measure: called if no result is stored.
+            measure: called on all ranks if no result is stored.
 
         Returns:
             JSON values, from which `from_dict` restores the result.
@@ -287,13 +302,23 @@ class _ResultStore:
         # named by the whole key, so as not to overwrite results of other data and models
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         record = self.folder / f"{digest}.json"
-        try:
-            return read_result(record, key, [])  # no files: the record contains the result
-        except LookupError:
-            result = measure()
-        # `measure` is called outside, because its OSErrors concern the data, not this folder
-        with disk_errors(self.folder, resumable=True):
-            return run_once(record, key, [], lambda: result, default=lambda part: part.to_dict())
+
+        def find() -> Any:
+            with suppress(LookupError):
+                return read_result(record, key, [])  # no files: the record contains the result
+
+        if (stored := self.dist.run_on_main(find)) is not None:
+            return stored
+        result = measure()
+
+        def store() -> Any:
+            # `measure` is called outside, because its OSErrors concern the data, not this folder
+            with disk_errors(self.folder, resumable=True):
+                return run_once(
+                    record, key, [], lambda: result, default=lambda part: part.to_dict()
+                )
+
+        return self.dist.run_on_main(store)
 
 
 def _check_request(
@@ -307,11 +332,6 @@ def _check_request(
     if (train is None) != (test is None):
         option, missing = ("train=", "test=") if train else ("test=", "train=")
         raise ConfigError(f"{option} without {missing}: pass both or neither")
-    # torchrun sets the variable; several processes would measure the same results
-    if (count := read_environment("WORLD_SIZE", 1)) > 1:
-        raise ConfigError(
-            f"a report needs a single process, not {count}; start it without torchrun"
-        )
 
 
 def _identify_data(data: Shards | ImageDataset) -> tuple[str, str]:

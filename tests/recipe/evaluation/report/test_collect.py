@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 from report_support import DATE, MODELS, Tables, make_scenes, measure, read_measured
+from runs import read_errors, run
 from sklearn.metrics import confusion_matrix
 
 from swag_models.api import load_classes, load_model
@@ -398,12 +399,21 @@ def test_folder_in_use_by_another_process_is_rejected(tmp_path: Path) -> None:
         collect_report(MODELS, [("folder", "images")], tmp_path, date=DATE, progress=False)
 
 
-def test_several_processes_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(
-        ConfigError, match="a report needs a single process, not 2; start it without torchrun"
-    ):
-        collect_report(MODELS, [("folder", "images")], tmp_path, date=DATE, progress=False)
+@pytest.mark.slow
+def test_number_of_ranks_does_not_change_the_report(
+    scenes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    train, test = map(str, scenes)
+    outputs = dict[int, list[bytes]]()
+    for ranks in (1, 2):
+        output = tmp_path / str(ranks)
+        arguments = ["recipe", "report", MODELS[0], "--benchmarks", f"folder={test}", "--quiet"]
+        arguments += ["--train", train, "--test", test, "--shots", "1", "-o", str(output)]
+        run([*arguments, "--batch-size", "7"], ranks)
+        names = ("report.md", "index.html", "curves.png", "calibration.png")
+        outputs[ranks] = [(output / name).read_bytes() for name in names]
+        assert read_errors(arguments).count("index.html") == 1  # one rank prints
+    assert outputs[1] == outputs[2]
 
 
 def test_folder_that_cannot_be_created_is_named(
