@@ -56,12 +56,14 @@ def test_list_takes_patterns_and_filters(capsys: Capture) -> None:
     assert swag_models.ModelSpec.from_dict(spec) == swag_models.get_spec("vit_h14_in1k")
 
 
-def test_list_does_not_import_torch() -> None:
+def test_list_and_the_processes_that_pack_images_do_not_import_torch() -> None:
     code = """
 import sys
 from swag_models.cli import main
 main(["list"])
 main(["info", "vit_b16"])
+from swag_models.recipe.curation import curate
+from swag_models.recipe.data import image_set, pack, pack_shards
 print("torch" in sys.modules)
 """
     process = subprocess.run(
