@@ -6,7 +6,7 @@
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,31 +24,23 @@ from swag_models.atomic import disk_errors, write_json
 from swag_models.errors import ConfigError, check_minimum
 from swag_models.hub.progress import make_bar
 from swag_models.paths import expand_path
-from swag_models.recipe.curation import pipeline
-from swag_models.recipe.curation.accounting import account_for_images
-from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
-from swag_models.recipe.curation.captions import check_source, tag_captions
+from swag_models.recipe.curation.backends import check_backend, open_backend
+from swag_models.recipe.curation.captions import check_source
 from swag_models.recipe.curation.columns import DEFAULT_COLUMNS, Columns
-from swag_models.recipe.curation.coverage import cover_imagenet
 from swag_models.recipe.curation.ingest import ReadOptions
-from swag_models.recipe.curation.matching import describe_used_senses
 from swag_models.recipe.curation.pipeline import PostSelection, hash_files
 from swag_models.recipe.curation.post_files import find_files, read_values
 from swag_models.recipe.curation.report import write_curation_report
-from swag_models.recipe.curation.resampling import resample_labels
+from swag_models.recipe.curation.run_steps import run_steps
 from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.curation.steps import Facts, StepRunner
-from swag_models.recipe.curation.tag_table import write_tag_table
-from swag_models.recipe.curation.vocabulary import write_vocabulary
-from swag_models.recipe.hashtags import SENSES, Matcher, hash_lists, load_stoplist, load_stopwords
+from swag_models.recipe.hashtags import SENSES, Matcher, load_stoplist, load_stopwords
 from swag_models.recipe.languages import read_languages
 from swag_models.recipe.overrides import Source, read_overrides
-from swag_models.recipe.phrases import hash_not_nouns
 from swag_models.recipe.wordnet import WordNet
 from swag_models.resumable import WorkFolder, report_done
 
 NUM_STEPS = 11
-STEPS_VERSION = 12  # increase when the output of the steps changes; all of them then run again
 
 
 @dataclass(frozen=True)
@@ -178,7 +170,7 @@ def curate(
             "versions": {"swag_models": __version__, **versions},
             "wordnet_sha256": net.digest,
             "wordnet_counts": bool(net.adjective_uses),  # whether it has cntlist.rev
-            **_run_steps(
+            **run_steps(
                 steps, open_once, selection, [engine, hashes], net, matcher, curation, folder
             ),
         }
@@ -206,120 +198,6 @@ def read_rules(
     files, excluded = find_files(inputs, reading.format), read_values(reading.exclude)
     selection = PostSelection(files, options, excluded, sorted(reading.licenses))
     return net, matcher, selection
-
-
-def _run_steps(
-    steps: StepRunner,
-    backend: Callable[[], Backend],
-    selection: PostSelection,
-    source_key: list[Any],
-    net: WordNet,
-    matcher: Matcher,
-    curation: Curation,
-    output: Path,
-) -> Facts:
-    """Run the steps from posts to labels and vocabulary; returns the facts of each step.
-
-    Args:
-        steps: runs or skips each step.
-        backend: returns the backend, which is opened at the first call.
-        selection: the posts.
-        source_key: kind of the backend and hashes of the files; a change reruns all steps.
-        net: the nouns of WordNet.
-        matcher: finds the synsets of hashtags.
-        curation: how the vocabulary is chosen and the images are resampled.
-        output: folder of the results.
-    """
-    work = steps.folder
-    options = [*selection.options.columns], selection.options.format
-    limits = curation.min_images, curation.max_classes
-    # Each step reads the files of earlier steps. Options that users are likely to change come last:
-    # a change of the sampling reruns only the last two steps.
-    posts, rejects = work / "kept", output / "rejects.jsonl"
-    post_facts = steps.run(
-        "posts",
-        [STEPS_VERSION, source_key, options, selection.excluded, selection.licenses],
-        [posts, rejects],
-        lambda: pipeline.clean_posts(backend(), selection, work, posts, rejects),
-    )
-    tagged, source = posts, selection.options.columns.source
-    if source != "hashtags":
-        tagged = work / "tagged"
-        post_facts |= steps.run(
-            "captions",
-            [net.digest, hash_not_nouns()],
-            [tagged],
-            lambda: tag_captions(backend(), net, posts, source, tagged),
-        )
-    tables = {name: work / f"{name}.parquet" for name in ("tags", "matches", "codes", "rules")}
-    tags, matches = tables["tags"], tables["matches"]
-    own_limits = curation.own_classes, curation.min_images if curation.own_classes else 1
-    lists = [sorted(matcher.stop), sorted(matcher.overrides.items()), matcher.languages.facts]
-    hashtag_facts = steps.run(
-        "hashtags",
-        [net.digest, curation.senses, hash_lists(), lists, own_limits],
-        [*tables.values()],
-        lambda: pipeline.match_posts(backend(), tagged, matcher, net, own_limits, tables),
-    )
-    images, senses = work / "images", work / "senses.parquet"
-    steps.run(
-        "images",  # separate from "classes", so that other limits do not rerun it
-        [],
-        [images, senses],
-        lambda: pipeline.gather_synsets(
-            backend(), tagged, tables["codes"], tables["rules"], images, senses
-        ),
-    )
-    hashtag_facts |= steps.run(
-        "senses",
-        [],
-        [],
-        lambda: describe_used_senses(hashtag_facts, tables["rules"], senses, matches, matcher, net),
-    )
-    classes, unsampled = work / "classes.parquet", work / "labels"
-    class_facts = steps.run(
-        "classes",
-        limits,
-        [classes, unsampled],
-        lambda: pipeline.choose_classes(backend(), images, matches, limits, classes, unsampled),
-    )
-    accounting = steps.run(
-        "accounting",
-        [],
-        [],
-        lambda: account_for_images(backend(), tagged, tags, images, unsampled, post_facts["kept"]),
-    )
-    table = output / "hashtags.parquet"
-    steps.run(
-        "tag table", [], [table], lambda: write_tag_table(tags, matches, senses, classes, table)
-    )
-    factors, labels = work / "factors.parquet", output / "labels.parquet"
-    label_facts = steps.run(
-        "labels",
-        asdict(curation.sampling),
-        [factors, labels],
-        lambda: resample_labels(backend(), unsampled, classes, curation.sampling, factors, labels),
-    )
-    vocabulary = output / "vocabulary.parquet"
-    steps.run(
-        "vocabulary",
-        [],
-        [vocabulary],
-        lambda: write_vocabulary(backend(), net, matches, classes, factors, labels, vocabulary),
-    )
-    urls = output / "urls.parquet"
-    url_facts = steps.run(
-        "urls", [], [urls], lambda: pipeline.write_urls(backend(), labels, posts, urls)
-    )
-    return {
-        "posts": post_facts,
-        "urls": url_facts["urls"],
-        "hashtags": hashtag_facts,
-        "classes": class_facts,
-        "images": accounting,
-        "labels": label_facts,
-        "imagenet": cover_imagenet(net, classes),
-    }
 
 
 def _write_reports(folder: Path, manifest: Facts) -> Facts:
