@@ -5,7 +5,7 @@ Axes: N batch, H W pixels.
 
 import itertools
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -129,15 +129,7 @@ class InferencePipeline:
         scaled_decoding: bool | None = None,
         **options: "Unpack[ForwardedOptions]",
     ) -> None:
-        if fixed := sorted({"num_classes", "in_chans"} & set(options)):
-            raise ConfigError(
-                f"{type(self).__name__} uses the {' and '.join(fixed)} of the model; "
-                f"leave {'it' if len(fixed) == 1 else 'them'} out"
-            )
-        if wrong := sorted({"features_only", "out_indices"} & set(options)):
-            raise ConfigError(f"{type(self).__name__} has no option {wrong[0]}; use load_model")
-        if options.get("global_pool") == "":
-            raise ConfigError(f"{type(self).__name__} needs pooled features; leave global_pool out")
+        self._check_forwarded(options)
         check_types(bool, fast=fast)
         check_types(bool | None, compile=compile, scaled_decoding=scaled_decoding)
         for name, value in {"batch_size": batch_size, "workers": workers}.items():
@@ -194,6 +186,19 @@ class InferencePipeline:
         self._compiled = compile_forward(self.forward) if compile else None
         self._may_compile = fast and compile is None
         self._is_warm = False  # whether a batch has been processed
+
+    @classmethod
+    def _check_forwarded(cls, options: Mapping[str, Any]) -> None:
+        """Raise ConfigError for options of `load_model` that a pipeline does not have."""
+        if fixed := sorted({"num_classes", "in_chans"} & set(options)):
+            raise ConfigError(
+                f"{cls.__name__} uses the {' and '.join(fixed)} of the model; "
+                f"leave {'it' if len(fixed) == 1 else 'them'} out"
+            )
+        if wrong := sorted({"features_only", "out_indices"} & set(options)):
+            raise ConfigError(f"{cls.__name__} has no option {wrong[0]}; use load_model")
+        if options.get("global_pool") == "":
+            raise ConfigError(f"{cls.__name__} needs pooled features; leave global_pool out")
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled code exists in this process only; a copy compiles it again.

@@ -3,15 +3,18 @@
 Axes: n images of a batch, N all images, C classes.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from swag_models.errors import ConfigError, check_types
 from swag_models.inference.thresholds import Thresholds, read_thresholds
 from swag_models.recipe.average_precision import make_indicators
+from swag_models.recipe.data.collate import Batch
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.evaluation.accuracy.benchmarks import MULTILABEL, open_benchmark
@@ -83,15 +86,7 @@ def evaluate_multilabel(
     thresholds = torch.tensor(limits, dtype=torch.float64)
     records = list[tuple[LabelledImage, bytes]]()
     for batch, logits in images:
-        # Logits and logarithms do not round to 0 and 1 as probabilities do.
-        scores = logits.double() if model.multi_label else logits.double().log_softmax(dim=1)
-        probabilities = scores.sigmoid() if model.multi_label else scores.exp()  # (n, C)
-        for name, labels, row, chances in zip(batch.ids, batch.classes, scores, probabilities):
-            above = torch.nonzero(chances >= thresholds).flatten()
-            above = above[chances[above].argsort(descending=True, stable=True)]
-            values = tuple(chances[above].tolist())
-            record = LabelledImage(name, tuple(sorted(set(labels))), tuple(above.tolist()), values)
-            records.append((record, row.numpy().tobytes()))
+        records += _record(batch, logits, thresholds, multi_label=model.multi_label)
     gathered, skipped = images.gather(records)
     rows = tuple(record for record, _ in gathered)
     num_classes = len(images.classes)
@@ -118,3 +113,25 @@ def evaluate_multilabel(
         class_results=class_results,
         records=rows,
     )
+
+
+def _record(
+    batch: Batch, logits: Tensor, thresholds: Tensor, *, multi_label: bool
+) -> Iterator[tuple[LabelledImage, bytes]]:
+    """Yield the record of each image of a batch, and its scores (C) as float64.
+
+    Args:
+        batch: the images.
+        logits: of them (n, C).
+        thresholds: smallest probability of a predicted class (C).
+        multi_label: whether probabilities are sigmoids.
+    """
+    # Logits and logarithms do not round to 0 and 1 as probabilities do.
+    scores = logits.double() if multi_label else logits.double().log_softmax(dim=1)
+    probabilities = scores.sigmoid() if multi_label else scores.exp()  # (n, C)
+    for name, labels, row, chances in zip(batch.ids, batch.classes, scores, probabilities):
+        above = torch.nonzero(chances >= thresholds).flatten()
+        above = above[chances[above].argsort(descending=True, stable=True)]
+        values = tuple(chances[above].tolist())
+        record = LabelledImage(name, tuple(sorted(set(labels))), tuple(above.tolist()), values)
+        yield record, row.numpy().tobytes()
