@@ -24,11 +24,14 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 
 
 def prepare(path: str) -> np.ndarray:  # (3, H, W)
-    """Resize to cover the model's input size, crop the centre, normalise."""
+    """Resize to cover the model's input size, or more, crop the centre, normalise."""
     image = ImageOps.exif_transpose(Image.open(path, formats=FORMATS)).convert("RGB")
     height, width = preprocess["image_size"]
-    scale = max(height / image.height, width / image.width)
-    size = max(width, int(image.width * scale)), max(height, int(image.height * scale))
+    rows, columns = (int(side / preprocess.get("crop_pct", 1)) for side in (height, width))
+    scale = max(rows / image.height, columns / image.width)
+    size = max(columns, int(image.width * scale)), max(rows, int(image.height * scale))
+    if preprocess.get("crop_mode") == "squash":  # the aspect ratio is not kept
+        size = columns, rows
     image = image.resize(size, FILTERS[preprocess["interpolation"]])
     left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
     pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255

@@ -21,6 +21,7 @@ from swag_models.builders import (
     hub_entries,
 )
 from swag_models.builders import make_regnet_builder as _make_regnet_builder
+from swag_models.builders import make_resnet_builder as _make_resnet_builder
 from swag_models.builders import make_vit_builder as _make_vit_builder
 from swag_models.errors import SwagModelsError
 from swag_models.formatting import escape_record as _escape_record
@@ -58,6 +59,16 @@ __all__ = [
     "vit_h14",
     "vit_h14_in1k",
     "vit_h14_in1k_linear",
+    "resnext101_32x8d_wsl_in1k",
+    "resnext101_32x16d_wsl_in1k",
+    "resnext101_32x32d_wsl_in1k",
+    "resnext101_32x48d_wsl_in1k",
+    "resnet18_swsl_in1k",
+    "resnet50_swsl_in1k",
+    "resnext50_32x4d_swsl_in1k",
+    "resnext101_32x4d_swsl_in1k",
+    "resnext101_32x8d_swsl_in1k",
+    "resnext101_32x16d_swsl_in1k",
     "vit_nano_hashtags",
     "regnety_nano_hashtags",
 ]
@@ -81,6 +92,16 @@ vit_l16_in1k_linear = _make_vit_builder("vit_l16_in1k_linear")
 vit_h14 = _make_vit_builder("vit_h14")
 vit_h14_in1k = _make_vit_builder("vit_h14_in1k")
 vit_h14_in1k_linear = _make_vit_builder("vit_h14_in1k_linear")
+resnext101_32x8d_wsl_in1k = _make_resnet_builder("resnext101_32x8d_wsl_in1k")
+resnext101_32x16d_wsl_in1k = _make_resnet_builder("resnext101_32x16d_wsl_in1k")
+resnext101_32x32d_wsl_in1k = _make_resnet_builder("resnext101_32x32d_wsl_in1k")
+resnext101_32x48d_wsl_in1k = _make_resnet_builder("resnext101_32x48d_wsl_in1k")
+resnet18_swsl_in1k = _make_resnet_builder("resnet18_swsl_in1k")
+resnet50_swsl_in1k = _make_resnet_builder("resnet50_swsl_in1k")
+resnext50_32x4d_swsl_in1k = _make_resnet_builder("resnext50_32x4d_swsl_in1k")
+resnext101_32x4d_swsl_in1k = _make_resnet_builder("resnext101_32x4d_swsl_in1k")
+resnext101_32x8d_swsl_in1k = _make_resnet_builder("resnext101_32x8d_swsl_in1k")
+resnext101_32x16d_swsl_in1k = _make_resnet_builder("resnext101_32x16d_swsl_in1k")
 vit_nano_hashtags = _make_vit_builder("vit_nano_hashtags")
 regnety_nano_hashtags = _make_regnet_builder("regnety_nano_hashtags")
 

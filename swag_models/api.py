@@ -24,7 +24,7 @@ from swag_models.errors import (
 from swag_models.formatting import describe
 from swag_models.model_metadata import load_classes, load_preprocess
 from swag_models.registry import FILTERS, SPECS, Name, get_spec, list_models
-from swag_models.signatures import LoadOptions, RegNetName, ViTName, Weights
+from swag_models.signatures import LoadOptions, RegNetName, ResNetName, ViTName, Weights
 from swag_models.spec import UNKNOWN, Backend, ImageSize, ModelSpec, Pool, Progress
 from swag_models.weights_argument import DEFAULT_WEIGHTS, resolve_weights
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from swag_models.hub.signed_model import SignedModel
-    from swag_models.models import FeatureNet, RegNet, ViT
+    from swag_models.models import FeatureNet, RegNet, ResNet, ViT
 
 __all__ = [
     "FILTERS",
@@ -69,7 +69,11 @@ def load_model(name: RegNetName, **options: Unpack[LoadOptions]) -> RegNet: ...
 
 
 @overload
-def load_model(name: Name, **options: Unpack[LoadOptions]) -> ViT | RegNet: ...
+def load_model(name: ResNetName, **options: Unpack[LoadOptions]) -> ResNet: ...
+
+
+@overload
+def load_model(name: Name, **options: Unpack[LoadOptions]) -> ViT | RegNet | ResNet: ...
 
 
 @plain_arguments
@@ -96,12 +100,12 @@ def load_model(
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
     **options: Any,
-) -> ViT | RegNet | FeatureNet:
+) -> ViT | RegNet | ResNet | FeatureNet:
     """Load a model in eval mode.
 
     It maps images (N, in_chans, H, W) to logits (N, num_classes). Without a head a ViT returns its
-    class token (N, D), a RegNet its feature map (N, D, H/32, W/32). The model's attribute `spec`
-    describes its origin; `publish.save` uses it.
+    class token (N, D), another model its feature map (N, D, H/32, W/32). The model's attribute
+    `spec` describes its origin; `publish.save` uses it.
 
     Args:
         name: a catalog name, a folder that `publish.save` wrote, hf-hub:org/repo[@revision], or
@@ -115,9 +119,9 @@ def load_model(
             it (`publish.save(sign=...)`, or the tool model-signing), and is verified before
             anything in it is parsed. The weights are read as with `backend="pread"`.
         num_classes: number of logits; by default the spec's, or with `weights` that of the file.
-            None and 0 for no head: a RegNet then returns its feature map, or pooled features (N, D)
-            as timm's. A head of this size is loaded from the file; a head of another size is
-            replaced by a freshly initialised one, with a warning.
+            None and 0 for no head: a RegNet or ResNet then returns its feature map, or pooled
+            features (N, D) as timm's. A head of this size is loaded from the file; a head of
+            another size is replaced by a freshly initialised one, with a warning.
         image_size: pixels, int or (height, width); by default the spec's. The position embedding
             is resized on loading.
         in_chans: input channels; 3 means the spec's number. For any other number the weights of
@@ -141,7 +145,7 @@ def load_model(
             "teacher"; see `checkpoint.read_state_dict`.
         features_only: return a `FeatureNet` instead, which maps images to feature maps.
         out_indices: maps that it returns: the last n for an int, or positions in `feature_info`; by
-            default all stages of a RegNet, and the last three blocks of a ViT.
+            default the last three blocks of a ViT, and all stages of the others.
         **options: timm's names `img_size` and `checkpoint_path`, for `image_size` and `weights`.
 
     Raises:
@@ -229,7 +233,7 @@ def _open_signed(
 
 
 def _place_model(
-    model: ViT | RegNet, pretrained: bool, device: torch.device, dtype: torch.dtype
+    model: ViT | RegNet | ResNet, pretrained: bool, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Move a model to a device and dtype, in eval mode."""
     # accelerate.init_empty_weights puts every parameter on the meta device, for others to fill.
@@ -249,7 +253,7 @@ def _keep_pool(spec: ModelSpec, num_classes: int | EllipsisType | None) -> Pool 
     """Return the pooling of a spec for a number of classes; None for that of `models.build`."""
     if num_classes is ...:
         return spec.global_pool
-    # Another head needs pooled features, and what a RegNet pools depends on the head.
+    # Another head needs pooled features, and what the others pool depends on the head.
     return (spec.global_pool or None) if spec.family == "vit" else None
 
 

@@ -14,6 +14,7 @@ from swag_models.signatures import (
     LoadOptions,
     ModelBuilder,
     RegNetName,
+    ResNetName,
     ViTName,
 )
 from swag_models.spec import ModelSpec, Progress
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Unpack
 
-    from swag_models.models import RegNet, ViT
+    from swag_models.models import RegNet, ResNet, ViT
     from swag_models.preprocess import Transform
 
 
@@ -74,7 +75,7 @@ class WeightsEnum(Enum):
         return load_model(self.value, progress=progress).state_dict()
 
 
-def hub_entries() -> Mapping[str, Callable[..., ViT | RegNet]]:
+def hub_entries() -> Mapping[str, Callable[..., ViT | RegNet | ResNet]]:
     """Return a function per catalog name, with the signature of the original torch.hub entries."""
     return {spec.name: _make_entry(spec) for spec in MODELS}
 
@@ -91,9 +92,17 @@ def make_regnet_builder(name: RegNetName) -> ModelBuilder[RegNet]:
     return builder
 
 
+def make_resnet_builder(name: ResNetName) -> ModelBuilder[ResNet]:
+    """Return the function that makes a ResNet of the catalog."""
+    builder: Any = _make_entry(SPECS[name])
+    return builder
+
+
 @cache  # one function for each name
-def _make_entry(spec: ModelSpec) -> Callable[..., ViT | RegNet]:
-    def entry(pretrained: bool = True, progress: Progress = True, **kwargs: Any) -> ViT | RegNet:
+def _make_entry(spec: ModelSpec) -> Callable[..., ViT | RegNet | ResNet]:
+    def entry(
+        pretrained: bool = True, progress: Progress = True, **kwargs: Any
+    ) -> ViT | RegNet | ResNet:
         return load_model(spec.name, pretrained=pretrained, progress=progress, **kwargs)
 
     entry.__module__ = "swag_models"  # where pickle finds it
@@ -117,11 +126,15 @@ def get_model(name: RegNetName, **options: Unpack[LoadOptions]) -> RegNet: ...
 
 
 @overload
-def get_model(name: str, **options: Unpack[LoadOptions]) -> ViT | RegNet: ...
+def get_model(name: ResNetName, **options: Unpack[LoadOptions]) -> ResNet: ...
+
+
+@overload
+def get_model(name: str, **options: Unpack[LoadOptions]) -> ViT | RegNet | ResNet: ...
 
 
 @plain_arguments
-def get_model(name: str, *, weights: Any = None, **options: Any) -> ViT | RegNet:
+def get_model(name: str, *, weights: Any = None, **options: Any) -> ViT | RegNet | ResNet:
     """Make a model as torchvision's function of this name does.
 
     Args:
@@ -133,7 +146,7 @@ def get_model(name: str, *, weights: Any = None, **options: Any) -> ViT | RegNet
 
 
 @plain_arguments
-def get_model_builder(name: str) -> Callable[..., ViT | RegNet]:
+def get_model_builder(name: str) -> Callable[..., ViT | RegNet | ResNet]:
     """Return the function that makes a model of the catalog.
 
     Args:
@@ -149,7 +162,7 @@ def get_model_builder(name: str) -> Callable[..., ViT | RegNet]:
 
 
 @plain_arguments
-def get_model_weights(name: str | Callable[..., ViT | RegNet]) -> type[WeightsEnum]:
+def get_model_weights(name: str | Callable[..., ViT | RegNet | ResNet]) -> type[WeightsEnum]:
     """Return the enum of a model's weights. It has one member, DEFAULT.
 
     Args:

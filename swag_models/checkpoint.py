@@ -87,8 +87,8 @@ def read_state_dict(
 
     Raises:
         ConfigError: a path or backend that is not allowed.
-        CheckpointError: not a weight file, damaged, not of a ViT or RegNet, or with several state
-            dicts.
+        CheckpointError: not a weight file, damaged, not of a ViT, RegNet or ResNet, or with
+            several state dicts.
         UnsafeCheckpointError: the file would run code. It was rejected before any code ran.
     """
     return read_weights(path, backend=backend, key=key).state

@@ -80,7 +80,21 @@ REGNET = (
     Names("head.fc.*", "fc.*", "head.fc.*"),
 )
 
-TABLES = {"vit": VIT, "regnet": REGNET}
+# All layouts have torchvision's names.
+RESNET = tuple(
+    Names(name, name, name)
+    for name in (
+        "conv1.*",
+        "bn1.*",
+        "layer{s}.{b}.conv{i}.*",
+        "layer{s}.{b}.bn{i}.*",
+        "layer{s}.{b}.downsample.0.*",
+        "layer{s}.{b}.downsample.1.*",
+        "fc.*",
+    )
+)
+
+TABLES = {"vit": VIT, "regnet": REGNET, "resnet": RESNET}
 # One key of each layout that no other layout has.
 LAYOUT_KEYS: dict[str, tuple[str, Layout]] = {
     "cls_token": ("vit", "timm"),
@@ -89,6 +103,7 @@ LAYOUT_KEYS: dict[str, tuple[str, Layout]] = {
     "stem.conv.weight": ("regnet", "timm"),
     "stem.0.weight": ("regnet", "torchvision"),
     "stem.stem.0.weight": ("regnet", "swag"),
+    "layer1.0.conv1.weight": ("resnet", "timm"),  # the names are the same in all layouts
 }
 
 
@@ -99,7 +114,7 @@ def recognise_layout(keys: Iterable[str]) -> tuple[str, Layout] | None:
         keys: the keys of the state dict.
 
     Returns:
-        For example ("vit", "timm"); None for anything but a ViT or RegNet in a known layout.
+        For example ("vit", "timm"); None if it is not of a ViT, RegNet or ResNet in a known layout.
     """
     present = set(keys)
     return next((layout for key, layout in LAYOUT_KEYS.items() if key in present), None)

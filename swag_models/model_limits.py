@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # the memory or the CPU.
 LIMITS: dict[str, tuple[float, float]] = {
     "depth": (1, 512),  # blocks
+    "depths": (1, 512),
+    "groups": (1, 32_768),
     "width": (1, 32_768),
     "num_heads": (1, 1024),
     "mlp_width": (1, 131_072),
@@ -34,8 +36,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "top5": (0, 100),
     "mean": (-1e6, 1e6),
     "std": (1e-6, 1e6),
+    "crop_pct": (0.01, 1),
 }
-_COUNTS = LIMITS.keys() - {"w_a", "w_m", "se_ratio", "gmacs", "top1", "top5", "mean", "std"}
+_REALS = {"w_a", "w_m", "se_ratio", "gmacs", "top1", "top5", "mean", "std", "crop_pct"}
+_COUNTS = LIMITS.keys() - _REALS
 MAX_POSITIONS = 2**18  # patches of an image, for a ViT
 MAX_PARAMS = 2**35  # in the blocks; the largest published ViT has 22 billion
 

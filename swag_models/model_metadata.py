@@ -75,14 +75,13 @@ def load_preprocess(
     from swag_models.train_transform import TrainTransform
 
     check_types(bool, train=train)
-    crop_pct = 1.0
     if (config := find_timm_config(name)) is not None:
-        preprocess, crop_pct = read_loaded_preprocess(config)
+        preprocess = read_loaded_preprocess(config)
     else:
         preprocess = find_spec(name, "find the preprocessing of").preprocess
     if image_size is not None:
         preprocess = replace(preprocess, image_size=check_image_size(image_size))
-    return TrainTransform(preprocess) if train else Transform(preprocess, crop_pct=crop_pct)
+    return TrainTransform(preprocess) if train else Transform(preprocess)
 
 
 @plain_arguments

@@ -5,13 +5,12 @@ Axes: C channels, H W pixels.
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from swag_models.errors import ConfigError, ImageError
+from swag_models.errors import ImageError
 from swag_models.formatting import describe
 from swag_models.image_decoding import (
     BLACK_16_BITS,
@@ -54,7 +53,6 @@ class Transform:
         vectorised: resize PIL images with torch instead of Pillow. With the vector instructions
             that `acceleration.has_fast_resize` tests for, this takes a fifth of the time; about
             one byte in several hundred differs by 1.
-        crop_pct: side of the crop as a share of that of the resized image, as timm's.
         scaled: let `decode` decode a JPEG at 1/2, 1/4 or 1/8 of its size, where that is still at
             least 2.7 times the resized image along each side.
     """
@@ -64,15 +62,11 @@ class Transform:
         preprocess: Preprocess,
         *,
         vectorised: bool = False,
-        crop_pct: float = 1.0,
         scaled: bool = False,
     ) -> None:
         self.preprocess = preprocess
         self.vectorised = vectorised
         self.scaled = scaled
-        if not (isinstance(crop_pct, (int, float)) and 0 < crop_pct <= 1):
-            raise ConfigError(f"crop_pct is {describe(crop_pct)}; allowed: above 0, at most 1")
-        self.crop_pct = crop_pct
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         return self.normalise(self.fit(image))
@@ -85,15 +79,10 @@ class Transform:
         """
 
         def choose(width: int, height: int) -> tuple[Box, float]:
-            rows, columns = self._cover(height, width)
+            rows, columns = resized_size(self.preprocess, height, width)
             return (0, 0, width, height), max(rows / height, columns / width)
 
         return decode_view(image, choose, scaled=self.scaled)
-
-    def _cover(self, height: int, width: int) -> tuple[int, int]:
-        """The size of an image (height, width) when it is resized."""
-        cover = [math.floor(side / self.crop_pct) for side in self.preprocess.size]
-        return cover_size(height, width, *cover)
 
     def fit(self, image: Image.Image | View | Tensor) -> Tensor:
         """Resize and crop: the first half of the work, for worker threads.
@@ -118,7 +107,7 @@ class Transform:
         if view:
             width, height = view.size
         # Without this limit, the long side of a very narrow image could become arbitrarily long.
-        resized = list(self._cover(height, width))
+        resized = list(resized_size(self.preprocess, height, width))
         if resized[0] * resized[1] > MAX_PIXELS:
             raise ImageError(
                 f"an image of {width}x{height} would be {resized[1]}x{resized[0]} when resized; "
@@ -166,10 +155,9 @@ class Transform:
         )
 
     def __repr__(self) -> str:
-        crop = f", crop_pct={self.crop_pct}" if self.crop_pct != 1 else ""
         vectorised = ", vectorised=True" if self.vectorised else ""
         scaled = ", scaled=True" if self.scaled else ""
-        return f"Transform({self.preprocess}{vectorised}{scaled}{crop})"
+        return f"Transform({self.preprocess}{vectorised}{scaled})"
 
 
 def _resize_view(
@@ -264,6 +252,19 @@ def check_range(image: Tensor, margin: float = 0.25) -> None:
         if 0 < high < 256:
             raise ImageError(BLACK_16_BITS)
         warn_of_dark(int(high))
+
+
+def resized_size(preprocess: Preprocess, height: int, width: int) -> tuple[int, int]:
+    """Return the size (height, width) to which preprocessing resizes an image, before the crop.
+
+    Args:
+        preprocess: sizes and crop.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+    """
+    if preprocess.crop_mode == "squash":
+        return preprocess.resized
+    return cover_size(height, width, *preprocess.resized)
 
 
 def cover_size(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int]:

@@ -43,7 +43,9 @@ def list_models(
         include, exclude: further patterns, as torchvision's: names that match any of `include` and
             none of `exclude` are listed.
         **filters: required values of spec fields, for example `variant="in1k"`. Allowed fields:
-            arch, family, variant, image_size, num_classes and license.
+            arch, family, variant, image_size, num_classes and license. `family` is that of the
+            pre-training ("swag", "wsl", "swsl") or that of the architecture ("vit", "regnet",
+            "resnet").
 
     Raises:
         ConfigError: a filter is unknown, or no model has its value; the message suggests others.
@@ -65,13 +67,25 @@ def list_models(
         if fnmatch.fnmatchcase(spec.name, pattern)
         and any(fnmatch.fnmatchcase(spec.name, item) for item in wanted)
         and not any(fnmatch.fnmatchcase(spec.name, item) for item in unwanted)
-        and all(getattr(spec, name) == value for name, value in filters.items())
+        and all(value in list_values(spec, name) for name, value in filters.items())
     ]
+
+
+def list_values(spec: ModelSpec, name: str) -> tuple[object, ...]:
+    """Return the values of a filter for which a model is listed.
+
+    Args:
+        spec: the model.
+        name: one of FILTERS.
+    """
+    if name == "family":
+        return spec.pretraining, spec.family
+    return (getattr(spec, name),)
 
 
 def _check_filter(name: str, value: object) -> None:
     """Raise ConfigError if no model of the catalog has this value of a field."""
-    values = dict.fromkeys(getattr(spec, name) for spec in MODELS)
+    values = dict.fromkeys(value for spec in MODELS for value in list_values(spec, name))
     if value in values:
         return
     names = [value for value in values if isinstance(value, str)]

@@ -45,6 +45,18 @@ RegNetName = Literal[
     "regnety_128gf_in1k_linear",
     "regnety_nano_hashtags",
 ]
+ResNetName = Literal[
+    "resnext101_32x8d_wsl_in1k",
+    "resnext101_32x16d_wsl_in1k",
+    "resnext101_32x32d_wsl_in1k",
+    "resnext101_32x48d_wsl_in1k",
+    "resnet18_swsl_in1k",
+    "resnet50_swsl_in1k",
+    "resnext50_32x4d_swsl_in1k",
+    "resnext101_32x4d_swsl_in1k",
+    "resnext101_32x8d_swsl_in1k",
+    "resnext101_32x16d_swsl_in1k",
+]
 
 
 class WeightOptions(TypedDict, total=False):

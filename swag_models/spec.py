@@ -7,12 +7,13 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
+from swag_models.architectures import Config, ViTConfig
 from swag_models.decoding import decode_fields, parse_json
-from swag_models.errors import ConfigError, check_types, plain
+from swag_models.errors import ConfigError, check_choice, check_types, plain
 from swag_models.formatting import MAX_VALUE, count_noun, describe, escape_unprintable
-from swag_models.model_limits import LIMITS, check_numbers, check_params
+from swag_models.model_limits import check_numbers
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -21,6 +22,7 @@ ImageSize = int | tuple[int, int]
 Backend = Literal["mmap", "pread"]  # how a weight file is read
 Layout = Literal["swag", "torchvision", "timm"]
 Pool = Literal["token", "avg", ""]  # "" for none
+Pretraining = Literal["swag", "wsl", "swsl", "maws", "scenes"]
 # Progress of a download: True shows a bar on a terminal or in a notebook; a tqdm class is used.
 Progress = Union[bool, "type[tqdm[Any]]"]
 LABEL_SETS = {"imagenet-1k": 1000}  # number of classes of each public label set
@@ -29,85 +31,15 @@ UNKNOWN = "unknown"  # the Hub's licence identifier for weights without a stated
 
 
 @dataclass(frozen=True)
-class ViTConfig:
-    """Architecture of a Vision Transformer (Dosovitskiy et al., arXiv 2010.11929).
-
-    Args:
-        patch_size: side of a patch in pixels.
-        depth: number of blocks.
-        width: dimension of a token.
-        num_heads: attention heads per block.
-        mlp_width: hidden dimension of the MLP in each block.
-    """
-
-    family: ClassVar[str] = "vit"
-    patch_size: int
-    depth: int
-    width: int
-    num_heads: int
-    mlp_width: int
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
-        check_params(self.depth * self.width * (4 * self.width + 2 * self.mlp_width))
-
-
-@dataclass(frozen=True)
-class RegNetConfig:
-    """Architecture of a RegNetY (Radosavovic et al., arXiv 2003.13678), by its width rule.
-
-    Args:
-        depth: number of blocks in all stages.
-        w_0: width of the first block before quantisation, in channels.
-        w_a: channels by which the width grows per block.
-        w_m: ratio of the widths of two stages.
-        group_width: channels per group of the 3x3 convolutions.
-        se_ratio: channels of the squeeze-excite bottleneck per input channel of its block.
-        stem_width: output channels of the stem.
-    """
-
-    family: ClassVar[str] = "regnet"
-    depth: int
-    w_0: int
-    w_a: float
-    w_m: float
-    group_width: int
-    se_ratio: float = 0.25
-    stem_width: int = 32
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
-        if (widest := self.stages[-1][0]) > LIMITS["width"][1]:
-            raise ConfigError(
-                f"w_0, w_a and w_m give a width of {widest:,}; "
-                f"allowed: at most {LIMITS['width'][1]:,}"
-            )
-        check_params(sum(depth * 2 * width**2 for width, depth in self.stages))
-
-    @property
-    def stages(self) -> tuple[tuple[int, int], ...]:
-        """(width, depth) of each stage.
-
-        Block j has width w_0 + w_a * j, quantised to the nearest w_0 * w_m ** k in log space
-        (section 3.3 of the paper). Blocks of equal width form a stage.
-        """
-        widths = []
-        for block in range(self.depth):
-            power = round(math.log((self.w_0 + self.w_a * block) / self.w_0) / math.log(self.w_m))
-            width = round(self.w_0 * self.w_m**power / 8) * 8
-            group_width = min(self.group_width, width)
-            widths.append(round(width / group_width) * group_width)  # whole groups
-        # Widths never fall from one block to the next, so sorting keeps the order of the stages.
-        return tuple((width, widths.count(width)) for width in sorted(set(widths)))
-
-
-@dataclass(frozen=True)
 class Preprocess:
-    """Preprocessing: resize to cover `image_size`, crop the centre, scale to [0, 1], normalise.
+    """Preprocessing: resize, crop the centre to `image_size`, scale to [0, 1], normalise.
 
     Args:
         image_size: pixels, int or (height, width).
         interpolation: filter for resizing.
+        crop_pct: side of the crop as a share of that of the resized image, as timm's.
+        crop_mode: "center" keeps the aspect ratio of an image, whose shorter side is resized;
+            "squash" resizes both sides.
         mean: subtracted per channel (R, G, B), for values in [0, 1]; by default ImageNet's.
         std: divided by per channel, likewise.
     """
@@ -116,15 +48,33 @@ class Preprocess:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_pct: float = 1.0
+    crop_mode: Literal["center", "squash"] = "center"
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        check_choice("crop_mode", self.crop_mode, "center", "squash")
 
     @property
     def size(self) -> tuple[int, int]:
         """`image_size` as (height, width)."""
         size = self.image_size
         return size if isinstance(size, tuple) else (size, size)
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """(height, width) that a resized image covers, or has if it is squashed."""
+        height, width = (math.floor(side / self.crop_pct) for side in self.size)
+        return height, width
+
+    def describe_resizing(self) -> str:
+        """Return filter and crop in words, for example "bilinear, crop of 256x256"."""
+        parts: list[str] = [self.interpolation]
+        if self.crop_mode == "squash":
+            parts.append("both sides resized")
+        if self.crop_pct != 1:
+            parts.append(f"centre of {'x'.join(map(str, self.resized))}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -204,13 +154,16 @@ class ModelSpec:
             class is then the sigmoid of its logit, otherwise the softmax of all.
         merge_tokens: number of tokens that each block of a ViT merges, as for `models.build`; None
             for none. `gmacs` is the cost with merging.
+        pretraining: the work that the weights derive from: "swag" (arXiv 2201.08371), "wsl"
+            (1805.00932), "swsl" (1905.00546), "maws" (2303.13496) or "scenes" (generated images of
+            this library); None for others.
     """
 
     name: str
     arch: str
     variant: str
     description: str
-    config: ViTConfig | RegNetConfig
+    config: Config
     preprocess: Preprocess
     num_classes: int | None
     classes: str | tuple[str, ...] | None
@@ -225,17 +178,19 @@ class ModelSpec:
     synsets: tuple[str, ...] | None = None
     multi_label: bool = False
     merge_tokens: int | None = None
+    pretraining: Pretraining | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self)
         if self.merge_tokens and not isinstance(self.config, ViTConfig):
+            kind = type(self.config).__name__.removesuffix("Config")
             raise ConfigError(
-                f"merge_tokens is {self.merge_tokens}; a RegNet has no tokens, leave it out"
+                f"merge_tokens is {self.merge_tokens}; a {kind} has no tokens, leave it out"
             )
 
     @property
     def family(self) -> str:
-        """Model family, "vit" or "regnet"."""
+        """Family of the architecture: "vit", "regnet" or "resnet"."""
         return self.config.family
 
     @property
@@ -281,7 +236,8 @@ class ModelSpec:
             ("architecture", f"{self.arch}: {self.config}"),
             ("weights", self.description),
             ("parameters", f"{self.num_params:,} ({self.size_mib:,.1f} MiB)"),
-            ("image size", f"{size}, {self.preprocess.interpolation}"),
+            ("pre-training", self.pretraining or "-"),
+            ("image size", f"{size}, {self.preprocess.describe_resizing()}"),
             ("normalisation", f"mean {self.preprocess.mean}, std {self.preprocess.std}"),
             ("compute", f"{self.gmacs} GMACs per image"),
             *(

@@ -15,22 +15,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from swag_models.architectures import Config, RegNetConfig, ViTConfig, minimise
 from swag_models.checkpoint import read_weights
 from swag_models.errors import CheckpointError
 from swag_models.formatting import count_noun, list_names
 from swag_models.hub.fetch import fetch_weights
 from swag_models.layouts import recognise_layout, translate_layout
 from swag_models.positions import Grid, choose_grid, move_position
-from swag_models.spec import Backend, Layout, ModelSpec, Progress, RegNetConfig, ViTConfig
+from swag_models.spec import Backend, Layout, ModelSpec, Progress
 
 if TYPE_CHECKING:
     from swag_models.hub.signed_model import SignedModel
-    from swag_models.models import RegNet, ViT
+    from swag_models.models import RegNet, ResNet, ViT
 
-FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.conv.weight")  # of a ViT, of a RegNet
-HEADS = ("head.weight", "head.fc.weight")
-# A block in timm's names, of a ViT and of a RegNet
-BLOCK_NAME = re.compile(r"blocks\.\d+(?=\.)|s\d+\.b\d+(?=\.)", re.ASCII)
+# Of a ViT, a RegNet and a ResNet
+FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.conv.weight", "conv1.weight")
+HEADS = ("head.weight", "head.fc.weight", "fc.weight")
+HEAD_PREFIXES = ("head.", "fc.")
+# A block in timm's names, of a ViT, a RegNet and a ResNet
+BLOCK_NAME = re.compile(r"blocks\.\d+(?=\.)|s\d+\.b\d+(?=\.)|layer\d+\.\d+(?=\.)", re.ASCII)
 INTEGERS = {torch.int32, torch.int16, torch.int8, torch.uint8}
 
 logger = logging.getLogger("swag_models")
@@ -55,13 +58,13 @@ class WeightSource:
 
 
 def load_weights(
-    make: Callable[..., "ViT | RegNet"],
+    make: Callable[..., "ViT | RegNet | ResNet"],
     spec: ModelSpec,
     source: WeightSource,
     *,
     fresh_head: bool,
     fixed_size: bool,
-) -> "ViT | RegNet":
+) -> "ViT | RegNet | ResNet":
     """Make a model with the weights of a spec, or of a local file.
 
     Args:
@@ -79,7 +82,7 @@ def load_weights(
     # One block is enough to check the arguments before anything is downloaded; the model is built
     # when the file is known to have as many blocks.
     with torch.device("meta"):
-        make(replace(spec.config, depth=1))
+        make(minimise(spec.config))
     published = source.path is None
     if source.signed:
         path = source.signed.weights
@@ -137,9 +140,7 @@ def _take_head(
     return spec
 
 
-def check_blocks(
-    state: Mapping[str, Tensor], config: ViTConfig | RegNetConfig, origin: str
-) -> None:
+def check_blocks(state: Mapping[str, Tensor], config: Config, origin: str) -> None:
     """Compare the blocks of a state dict with those of an architecture, before it is built.
 
     Args:
@@ -154,10 +155,11 @@ def check_blocks(
     if isinstance(config, ViTConfig):
         wanted = {f"blocks.{index}" for index in range(config.depth)}
     else:
+        first, form = (1, "s{}.b{}") if isinstance(config, RegNetConfig) else (0, "layer{}.{}")
         wanted = {
-            f"s{stage}.b{block}"
+            form.format(stage, block)
             for stage, (_, depth) in enumerate(config.stages, start=1)
-            for block in range(1, depth + 1)
+            for block in range(first, first + depth)
         }
     present = {
         match[0] for match in map(BLOCK_NAME.match, translate_layout(state, "timm")) if match
@@ -239,9 +241,11 @@ def fit_state_dict(
         else:
             learned_grid = _find_grid(published)
         state["pos_embed"] = move_position(state["pos_embed"], model_grid, learned_grid)
-    for name, tensor in wanted.items():  # other tools store the counters of batch norms as int32
+    for name, tensor in wanted.items():
         if name in state and tensor.dtype == torch.int64 and state[name].dtype in INTEGERS:
-            state[name] = state[name].long()
+            state[name] = state[name].long()  # other tools store the counters of batch norms so
+        elif name.endswith(".num_batches_tracked") and name not in state:
+            state[name] = torch.zeros((), dtype=torch.int64)  # torch before 0.4.1 had no counters
     _check_match(state, wanted, origin)
     return state
 
@@ -275,13 +279,13 @@ def _fit_head(
     state: dict[str, Tensor], model: Any, origin: str, drop_head: bool, fresh_head: bool
 ) -> dict[str, Tensor]:
     """Keep, drop or replace the head of a state dict with native names."""
-    backbone = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
+    backbone = {key: tensor for key, tensor in state.items() if not key.startswith(HEAD_PREFIXES)}
     # First dimension of the weight and the bias; both equal the number of classes.
     sizes = sorted(
         {
             tuple(tensor.shape[:1])
             for key, tensor in state.items()
-            if key.startswith("head.") and not drop_head
+            if key.startswith(HEAD_PREFIXES) and not drop_head
         }
     )
     has = f"a head of {count_noun(sizes[-1][0], 'class')}" if sizes and sizes[-1] else "no head"
@@ -299,7 +303,9 @@ def _fit_head(
         keep,
     )
     model.reset_classifier(model.num_classes)
-    fresh = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("head.")}
+    fresh = {
+        key: tensor for key, tensor in model.state_dict().items() if key.startswith(HEAD_PREFIXES)
+    }
     return {**backbone, **fresh}
 
 
@@ -338,7 +344,7 @@ def _check_match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], orig
         problems.append(f"wrong kinds {list_names(wrong_kinds)}")
     if problems:
         hint = ""
-        if missing and all(key.startswith("head.") for key in missing):
+        if missing and all(key.startswith(HEAD_PREFIXES) for key in missing):
             hint = "; for a model without this head pass num_classes=None"
         elif any(text.startswith("pos_embed ") for text in wrong_shapes):
             hint = "; if it was trained on rectangular images, pass image_size=(height, width)"

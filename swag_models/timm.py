@@ -16,18 +16,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from swag_models.api import load_model
-from swag_models.catalog import MODELS, REGNETY_NANO
+from swag_models.architectures import RegNetConfig, ViTConfig
+from swag_models.catalog import MODELS
+from swag_models.catalog.configs import REGNETY_NANO
 from swag_models.errors import ConfigError
 from swag_models.formatting import escape_unprintable, list_names
 from swag_models.hub.timm_format import OWN_REGNET, OWN_TIMM_PREFIX, describe_for_timm
 from swag_models.hub.timm_reader import change_regnet
 from swag_models.runtime import import_extra
-from swag_models.spec import ModelSpec, RegNetConfig
+from swag_models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from swag_models.models import RegNet, ViT
+    from swag_models.models import RegNet, ResNet, ViT
 
 _MODULE = "swag_models.timm"  # also if this file is run as a program
 _models = import_extra("timm.models", "timm", _MODULE)
@@ -87,7 +89,7 @@ def _create(name: str, pretrained: bool = False, **options: Any) -> "nn.Module":
         raise ConfigError("cache_dir is not used for these weights; set SWAG_MODELS_CACHE instead")
     is_vit = spec.family == "vit"
     features = {"feature_cls": "getter", "out_indices": 3} if is_vit else {}
-    levels = 1 + len(spec.config.stages) if isinstance(spec.config, RegNetConfig) else 0
+    levels = 0 if isinstance(spec.config, ViTConfig) else 1 + len(spec.config.stages)
     return _models.build_model_with_cfg(
         partial(_build, spec, pretrained and own),
         name,
@@ -106,7 +108,7 @@ def _build(
     num_classes: int,
     img_size: int | tuple[int, int] | None = None,
     **options: Any,
-) -> "ViT | RegNet":
+) -> "ViT | RegNet | ResNet":
     """Make a model with timm's names of options, in training mode as timm does."""
     if not spec.sources:
         assert isinstance(spec.config, RegNetConfig)

@@ -77,7 +77,8 @@ def find_model(name: str) -> ModelSpec:
         # as `builders.get_model_weights` names them
         if spec.name == arch and weights == DEFAULT_WEIGHTS:
             return spec
-        if simplify(spec.arch) == simplify(arch) and spec.variant == VARIANTS.get(weights):
+        is_swag = spec.pretraining == "swag" and spec.variant == VARIANTS.get(weights)
+        if is_swag and simplify(spec.arch) == simplify(arch):
             return spec
     raise ConfigError(
         f"unknown weights {describe(name)}; allowed: the path of a file, DEFAULT, or of "

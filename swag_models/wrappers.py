@@ -92,7 +92,7 @@ def find_state_dict(
         Values by name. They are tensors if the file is sound, which the caller checks.
 
     Raises:
-        CheckpointError: the file contains no state dict of a ViT or RegNet, or more than one.
+        CheckpointError: the file contains no state dict of a ViT, RegNet or ResNet, or several.
         UnsafeCheckpointError: there is none, but the file contains a pickled model.
     """
     found = list(_find_candidates(content))
@@ -106,7 +106,7 @@ def find_state_dict(
             )
         _check_adapters(content if isinstance(content, Mapping) else {}, path)
         raise CheckpointError(
-            f"{path} contains no ViT or RegNet in the swag, torchvision or timm layout: "
+            f"{path} contains no ViT, RegNet or ResNet in the swag, torchvision or timm layout: "
             f"{_describe(content)}"
         )
     chosen = _choose(candidates, path, key)
@@ -199,7 +199,7 @@ def _is_same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
 
 
 def _find_candidates(content: Any) -> Iterator[Candidate]:
-    """Find every state dict of a ViT or RegNet, in the order of the file."""
+    """Find every state dict of a ViT, RegNet or ResNet, in the order of the file."""
     visited: set[int] = set()
     count = 0
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 from packages import write_package
 from PIL import Image
-from tiny import REGNET, VIT, VIT_SPEC, load_tiny
+from tiny import REGNET, RESNET, VIT, VIT_SPEC, load_tiny
 from torchvision.models import ViT_B_16_Weights
 
 import swag_models
@@ -261,6 +261,15 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
             models.RegNet,
             {
                 "config": REGNET,
+                **sizes,
+                **{name: build[name] for name in ("in_chans", "drop_rate", "drop_path_rate")},
+                "global_pool": "avg",
+            },
+        ),
+        "ResNet": (
+            models.ResNet,
+            {
+                "config": RESNET,
                 **sizes,
                 **{name: build[name] for name in ("in_chans", "drop_rate", "drop_path_rate")},
                 "global_pool": "avg",

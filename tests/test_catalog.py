@@ -22,7 +22,7 @@ TIMM = {
     "regnety_32gf": "regnety_320",
     "regnety_128gf": "regnety_1280",
 }
-SPECS = [swag_models.get_spec(name) for name in swag_models.list_models() if "_nano_" not in name]
+SPECS = [swag_models.get_spec(name) for name in swag_models.list_models(family="swag")]
 every_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
 

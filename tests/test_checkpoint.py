@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from swag_models import load_model
+from swag_models.architectures import ViTConfig
 from swag_models.checkpoint import convert_checkpoint, read_state_dict, write_state_dict
 from swag_models.errors import CheckpointError
 from swag_models.layouts import recognise_layout, translate_layout
 from swag_models.models import build
-from swag_models.spec import Layout, ViTConfig
+from swag_models.spec import Layout
 
 resource = pytest.importorskip("resource")
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)

@@ -23,12 +23,13 @@ from tiny import TINY_SPECS, VIT_SPEC, tiny
 from torch import Tensor, nn
 
 from swag_models import get_spec, load_model, pickle_reader
+from swag_models.architectures import RegNetConfig, ViTConfig
 from swag_models.checkpoint import read_state_dict
 from swag_models.errors import CheckpointError, ConfigError, SwagModelsError, UnsafeCheckpointError
 from swag_models.hub.hf_format import CONFIG_FILE
 from swag_models.model_limits import LIMITS
 from swag_models.publish import save as save_model
-from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
+from swag_models.spec import ModelSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LEGACY = {"_use_new_zipfile_serialization": False}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_the_shorter_side_and_the_crop_decide() -> None:
     side = int(32 * OVERSAMPLING)
     assert decoded_size(encode_photo(2000, 2 * side)) == (2000, 2 * side)
     assert decoded_size(encode_photo(2000, 2 * side + 2)) == (1000, side + 1)
-    cropped = Transform(PREPROCESS, scaled=True, crop_pct=0.5)  # resized to twice the side
+    cropped = Transform(replace(PREPROCESS, crop_pct=0.5), scaled=True)  # resized to twice the side
     assert decoded_size(encode_photo(400, 300), cropped) == (400, 300)
     wide = Transform(Preprocess(image_size=(32, 64)), scaled=True)
     assert decoded_size(encode_photo(300, 300), wide) == (300, 300)

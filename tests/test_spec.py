@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import swag_models
+from swag_models.architectures import RegNetConfig, ViTConfig
 from swag_models.errors import ConfigError
-from swag_models.spec import ModelSpec, Preprocess, RegNetConfig, ViTConfig
+from swag_models.spec import ModelSpec, Preprocess
 
 SPECS = [swag_models.get_spec(name) for name in swag_models.list_models()]
 

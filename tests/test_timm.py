@@ -34,7 +34,9 @@ def test_every_name_of_the_catalog_is_listed_with_its_metadata() -> None:
         cfg = timm.get_pretrained_cfg(f"swag_{spec.name}")
         assert cfg.architecture == f"swag_{spec.name}"
         assert cfg.input_size == (3, *spec.preprocess.size)
-        assert (cfg.crop_pct, cfg.interpolation) == (1.0, spec.preprocess.interpolation)
+        preprocess = spec.preprocess
+        assert (cfg.crop_pct, cfg.interpolation) == (preprocess.crop_pct, preprocess.interpolation)
+        assert cfg.crop_mode == preprocess.crop_mode
         assert cfg.num_classes == (spec.num_classes or 0)
         assert (cfg.license, cfg.url) == (spec.license, spec.sources[0].url)
 

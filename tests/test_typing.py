@@ -64,7 +64,12 @@ def test_misspelt_names_and_options_are_errors(real: bool, tmp_path: Path) -> No
 
 
 def test_names_of_models_are_declared() -> None:
-    for family, literal in {"vit": signatures.ViTName, "regnet": signatures.RegNetName}.items():
+    literals = {
+        "vit": signatures.ViTName,
+        "regnet": signatures.RegNetName,
+        "resnet": signatures.ResNetName,
+    }
+    for family, literal in literals.items():
         assert sorted(get_args(literal)) == sorted(swag_models.list_models(family=family))
     tree = ast.parse(Path(swag_models.__file__).read_text("utf-8"))
     makers = {

@@ -12,19 +12,23 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.regnet import BlockParams
 from torchvision.models.regnet import RegNet as TorchvisionRegNet
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.resnet import ResNet as TorchvisionResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
 from swag_models.api import SPECS, load_model
-from swag_models.models import RegNet, ViT, build
-from swag_models.spec import ImageSize, ModelSpec, Preprocess, RegNetConfig, ViTConfig
+from swag_models.architectures import Config, RegNetConfig, ResNetConfig, ViTConfig
+from swag_models.models import build
+from swag_models.spec import ImageSize, ModelSpec, Preprocess
 
 M = TypeVar("M", bound=nn.Module)
 
 VIT = ViTConfig(patch_size=8, depth=2, width=32, num_heads=4, mlp_width=64)
 REGNET = RegNetConfig(depth=8, w_0=16, w_a=12.0, w_m=2.0, group_width=8)
+RESNET = ResNetConfig("bottleneck", (1, 2, 1, 1), groups=4, group_width=4)
 # For tests in which each block takes a second
 SMALL_REGNET = RegNetConfig(depth=3, w_0=16, w_a=32.0, w_m=2.0, group_width=8)
-CONFIGS: dict[str, ViTConfig | RegNetConfig] = {"vit": VIT, "regnet": REGNET}
+CONFIGS: dict[str, Config] = {"vit": VIT, "regnet": REGNET, "resnet": RESNET}
 IMAGE_SIZE = 64
 
 VIT_SPEC = replace(
@@ -36,19 +40,24 @@ VIT_SPEC = replace(
     sources=(),
 )
 REGNET_SPEC = replace(VIT_SPEC, name="tiny_regnet", config=REGNET)
-TINY_SPECS: dict[str, ModelSpec] = {"vit": VIT_SPEC, "regnet": REGNET_SPEC}
+RESNET_SPEC = replace(VIT_SPEC, name="tiny_resnet", config=RESNET)
+TINY_SPECS: dict[str, ModelSpec] = {
+    "vit": VIT_SPEC,
+    "regnet": REGNET_SPEC,
+    "resnet": RESNET_SPEC,
+}
 
 
 def tiny(
     family: str, num_classes: int | None = 10, image_size: ImageSize = IMAGE_SIZE, **options: Any
-) -> ViT | RegNet:
+) -> Any:
     """Build a tiny model in eval mode with random values in every tensor."""
     return randomise(
         build(CONFIGS[family], num_classes=num_classes, image_size=image_size, **options)
     ).eval()
 
 
-def load_tiny(family: str = "vit", **options: Any) -> ViT | RegNet:
+def load_tiny(family: str = "vit", **options: Any) -> Any:
     """Make the same model with `load_model`, so that it has a spec."""
     return randomise(
         load_model(replace(TINY_SPECS[family], classes=None), pretrained=False, **options)
@@ -84,7 +93,7 @@ def deviation(ours: Tensor, reference: Tensor) -> float:
 
 
 def torchvision_twin(
-    config: ViTConfig | RegNetConfig, num_classes: int, image_size: int, device: str = "cpu"
+    config: Config, num_classes: int, image_size: int, device: str = "cpu"
 ) -> nn.Module:
     """Return torchvision's module of the same shape, in eval mode."""
     if isinstance(config, ViTConfig):
@@ -98,6 +107,16 @@ def torchvision_twin(
                 mlp_dim=config.mlp_width,
                 num_classes=num_classes,
                 norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            ).eval()
+    if isinstance(config, ResNetConfig):
+        block: Any = BasicBlock if config.block == "basic" else Bottleneck
+        with torch.device(device):
+            return TorchvisionResNet(
+                block,
+                list(config.depths),
+                num_classes,
+                groups=config.groups,
+                width_per_group=config.group_width,
             ).eval()
     shape = BlockParams.from_init_params(
         depth=config.depth,

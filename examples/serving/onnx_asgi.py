@@ -28,8 +28,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from swag_models.formatting import describe_error
-from swag_models.preprocess import MAX_PIXELS, cover_size
+from swag_models.preprocess import MAX_PIXELS, resized_size
 from swag_models.runtime import count_cpus
+from swag_models.spec import Preprocess
 
 BATCH_SECONDS = 0.005  # that a batch waits for more images if it is not full
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -55,6 +56,7 @@ try:
     metadata = session.get_modelmeta().custom_metadata_map
     preprocess, classes = json.loads(metadata["preprocess"]), json.loads(metadata["classes"])
     multi_label = json.loads(metadata.get("multi_label", "false"))
+    preprocessing = Preprocess(tuple(preprocess.pop("image_size")), **preprocess)
 except Exception as error:  # onnxruntime's errors have no class in common
     sys.exit(f"cannot serve {options.file}: {describe_error(error)}")
 if provider not in session.get_providers():  # onnxruntime would use the CPU instead
@@ -69,14 +71,14 @@ queue: asyncio.Queue = asyncio.Queue()  # of (image, future), at most one for ea
 
 def prepare(body: bytes) -> np.ndarray:
     """Decode, resize and crop an image file: float32 (3, H, W)."""
-    image, (height, width) = http_images.decode(body), preprocess["image_size"]
-    new_height, new_width = cover_size(image.height, image.width, height, width)
+    image, (height, width) = http_images.decode(body), preprocessing.size
+    new_height, new_width = resized_size(preprocessing, image.height, image.width)
     if new_height * new_width > MAX_PIXELS:
         raise HTTPException(422, "the image is too narrow; crop it first")
-    image = image.resize((new_width, new_height), FILTERS[preprocess["interpolation"]])
+    image = image.resize((new_width, new_height), FILTERS[preprocessing.interpolation])
     left, top = round((new_width - width) / 2), round((new_height - height) / 2)
     pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255
-    normalised = (pixels - np.float32(preprocess["mean"])) / np.float32(preprocess["std"])
+    normalised = (pixels - np.float32(preprocessing.mean)) / np.float32(preprocessing.std)
     return normalised.transpose(2, 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""Saliency maps: attention of a ViT's class token, Grad-CAM of a RegNet; drawn over an image.
+"""Saliency maps: attention of a ViT's class token, Grad-CAM of the others; drawn over an image.
 
 Axes: K maps, N batch, S tokens, C channels, H W pixels, h w grid of a map.
 """
@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from swag_models.models import RegNet, ViT
-from swag_models.preprocess import cover_size
-from swag_models.spec import RegNetConfig, ViTConfig
+from swag_models.architectures import Config, ViTConfig
+from swag_models.models import RegNet, ResNet, ViT
+from swag_models.preprocess import resized_size
+from swag_models.spec import Preprocess
 
 SaliencyMap = NDArray[np.float32]
 
@@ -23,12 +24,12 @@ COLOUR_MAP = np.array(
 MIN_DISPLAY_SIDE = 512  # pixels; smaller images are enlarged, so that details of a map are visible
 
 
-def count_layers(config: ViTConfig | RegNetConfig) -> int:
-    """Number of layers that have a saliency map: blocks of a ViT, stages of a RegNet."""
+def count_layers(config: Config) -> int:
+    """Number of layers that have a saliency map: blocks of a ViT, stages of a RegNet or ResNet."""
     return config.depth if isinstance(config, ViTConfig) else len(config.stages)
 
 
-def compute_saliency(model: ViT | RegNet, x: Tensor, layer: int) -> SaliencyMap:
+def compute_saliency(model: ViT | RegNet | ResNet, x: Tensor, layer: int) -> SaliencyMap:
     """Compute the saliency maps of one layer.
 
     Args:
@@ -37,7 +38,7 @@ def compute_saliency(model: ViT | RegNet, x: Tensor, layer: int) -> SaliencyMap:
         layer: index from 0; see `count_layers`.
 
     Returns:
-        (K, h, w): one map for each head of a ViT, a single map for a RegNet.
+        (K, h, w): one map for each head of a ViT, a single map for the others.
     """
     if isinstance(model, ViT):
         maps = _read_attention(model, x, layer)
@@ -46,22 +47,23 @@ def compute_saliency(model: ViT | RegNet, x: Tensor, layer: int) -> SaliencyMap:
     return maps.float().cpu().numpy()
 
 
-def crop_to_input(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def crop_to_input(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     """Crop an image to the part that the model sees, as preprocessing does.
 
     Args:
         image: the whole image.
-        size: (height, width) of the model's input in pixels.
+        preprocess: of the model.
 
     Returns:
-        The cropped image, with the aspect ratio of `size` and a longer side of at least 512 pixels.
+        The cropped image, with the aspect ratio of the model's input and a longer side of at least
+        512 pixels.
     """
-    height, width = size
-    cover_height, cover_width = cover_size(image.height, image.width, height, width)
+    height, width = preprocess.size
+    cover_height, cover_width = resized_size(preprocess, image.height, image.width)
     # from pixels of the resized image to pixels of the original one
     scale_y, scale_x = image.height / cover_height, image.width / cover_width
     top, left = (cover_height - height) / 2 * scale_y, (cover_width - width) / 2 * scale_x
-    enlarge = max(1.0, MIN_DISPLAY_SIDE / max(size))
+    enlarge = max(1.0, MIN_DISPLAY_SIDE / max(height, width))
     return image.resize(
         (round(width * enlarge), round(height * enlarge)),
         Image.Resampling.BICUBIC,
@@ -104,7 +106,7 @@ def _read_attention(model: ViT, x: Tensor, block: int) -> Tensor:
     return attention[0, :, 0, 1:].reshape(-1, height, width)
 
 
-def _compute_grad_cam(model: RegNet, x: Tensor, stage: int) -> Tensor:
+def _compute_grad_cam(model: RegNet | ResNet, x: Tensor, stage: int) -> Tensor:
     """Grad-CAM (Selvaraju et al., arXiv 1610.02391) of the best class: (1, C, H, W) -> (1, h, w).
 
     For a model without classes, the target is the norm of its pooled features.

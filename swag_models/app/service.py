@@ -180,7 +180,7 @@ def classify_image(
     with DECODER_TURN.take():
         image = read_image(source, name)
         pixels = predictor.preprocess.fit(image)  # (3, H, W)
-        view = crop_to_input(image, spec.preprocess.size)
+        view = crop_to_input(image, spec.preprocess)
         del image
     analysis = Analysis(spec, pixels, view)
     analysis.get_input()  # counts it

@@ -12,10 +12,10 @@ from swag_models.app.guard import OWNER
 from swag_models.app.layout import MEAN_HEAD, OPACITY, SALIENCY_LABEL, WELCOME, Layout
 from swag_models.app.saliency import count_layers, overlay_saliency
 from swag_models.app.similar import find_indexed_copies
+from swag_models.architectures import ViTConfig
 from swag_models.errors import SwagModelsError
 from swag_models.formatting import count_noun
 from swag_models.hub.fetch import find_weights
-from swag_models.spec import ViTConfig
 
 logger = logging.getLogger("swag_models")
 STOPPED = "The download was stopped; the next download of this model resumes it."

@@ -19,6 +19,7 @@ from swag_models.cli.output import print_data, print_line, print_message
 from swag_models.errors import ConfigError, SignatureError
 from swag_models.merged_accuracy import MERGED_ACCURACY
 from swag_models.paths import expand_path
+from swag_models.registry import list_values
 from swag_models.spec import ModelSpec
 
 
@@ -35,10 +36,11 @@ def list_(options: argparse.Namespace) -> int:
     if not specs:
         print_message("no model has all of these values")
         return OK
-    rows = [("name", "params", "size", "GMACs", "classes", "top-1", "license")]
+    rows = [("name", "pre-training", "params", "size", "GMACs", "classes", "top-1", "license")]
     rows += [
         (
             spec.name,
+            spec.pretraining or "-",
             f"{spec.num_params / 1e6:.1f}M",
             _format_size(spec),
             f"{spec.gmacs:.2f}",
@@ -49,9 +51,10 @@ def list_(options: argparse.Namespace) -> int:
         for spec in specs
     ]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    for name, *numbers, license in rows:
-        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:])]
-        print_line("  ".join([name.ljust(widths[0]), *cells, license]))
+    for name, pretraining, *numbers, license in rows:
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[2:])]
+        texts = [name.ljust(widths[0]), pretraining.ljust(widths[1])]
+        print_line("  ".join([*texts, *cells, license]))
     return OK
 
 
@@ -152,7 +155,8 @@ def add_commands(add: AddCommand) -> None:
     command.add_argument("pattern", nargs="*", help="names or shell patterns (default: all)")
     for name in FILTERS:
         kind: Any = int if name in ("image_size", "num_classes") else str
-        values = sorted({getattr(spec, name) for spec in SPECS.values()} - {None})
+        found = {value for spec in SPECS.values() for value in list_values(spec, name)}
+        values = sorted(found - {None}, key=str)
         command.add_argument(
             f"--{name.replace('_', '-')}",
             type=kind,

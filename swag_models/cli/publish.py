@@ -17,7 +17,7 @@ from swag_models.spec import ModelSpec
 KEY_KINDS = "PEM, P-256, P-384 or P-521"
 
 if TYPE_CHECKING:
-    from swag_models.models import RegNet, ViT
+    from swag_models.models import RegNet, ResNet, ViT
 
 
 def save(options: argparse.Namespace) -> int:
@@ -258,7 +258,7 @@ def _add_changes(command: argparse.ArgumentParser) -> None:
 
 def _load_model(
     options: argparse.Namespace, spec: ModelSpec
-) -> "tuple[ViT | RegNet, dict[str, Any]]":
+) -> "tuple[ViT | RegNet | ResNet, dict[str, Any]]":
     """The model, and the description and accuracy that still apply to it.
 
     They refer to the original size, dtype and token merging, so they are dropped if one changes.

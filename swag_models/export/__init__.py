@@ -146,12 +146,12 @@ def export_model(
             with the batch norms folded; experimental, on Linux only. See `load_compiled`.
         spec: spec of a loaded model, if it differs from the one that it was loaded with.
         image_size: pixels, int or (height, width); by default the model's.
-        dynamic_size: accept any height and width: of a RegNet from 33 pixels, of a ViT multiples of
-            the patch size from two patches, for which the graph resizes the position embedding. The
-            metadata state `image_size`.
+        dynamic_size: accept any height and width: of a ViT multiples of the patch size from two
+            patches, for which the graph resizes the position embedding, of another model from 33
+            pixels. The metadata state `image_size`.
         dtype: float32, float16 or bfloat16 (also as fp32, fp16, bf16); int8 for .onnx. Inputs and
             outputs are float32 in any case. In a ViT, int8 quantises the matrix products and scales
-            their inputs for each batch; a RegNet is quantised completely, with ranges calibrated on
+            their inputs for each batch; others are quantised completely, with ranges calibrated on
             images. int8 is verified on this CPU only: x86 CPUs without VNNI instructions may
             saturate where this one does not. A bfloat16 .onnx is verified with each result rounded
             to bfloat16, because onnxruntime does not run it; docs/usage.md lists what does.
@@ -200,7 +200,7 @@ def export_model(
             classes=_list_classes(spec, eager.num_classes, classes),
             multi_label=spec.multi_label,
         )
-        needs_ranges = dtype == "int8" and spec.family == "regnet"
+        needs_ranges = dtype == "int8" and spec.family != "vit"
         calibration, checked = ([], []) if images is None else split_images(images, needs_ranges)
         transform = Transform(metadata.preprocess)
         batches = read_batches(calibration, transform, eager.in_chans) if needs_ranges else None

@@ -20,7 +20,7 @@ from swag_models.export.external_data import list_data_paths
 from swag_models.export.metadata import COMPILED_SUFFIX, Metadata, find_suffix
 from swag_models.model_limits import LIMITS
 from swag_models.models import Backbone, ViT
-from swag_models.models.regnet import MIN_SIZE
+from swag_models.models.conv_net import MIN_SIZE
 
 INPUT_NAME = "images"
 AXES = ("batch", "channels", "height", "width")

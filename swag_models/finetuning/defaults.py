@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from swag_models.architectures import ViTConfig
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
 from swag_models.inference.acceleration import pick_dtype
@@ -20,7 +21,7 @@ from swag_models.recipe.config_overrides import override
 from swag_models.recipe.training.estimate import count_steps
 from swag_models.recipe.training.memory import estimate_memory
 from swag_models.runtime import count_cpus
-from swag_models.spec import ModelSpec, ViTConfig
+from swag_models.spec import ModelSpec
 
 HeadStart = Literal["random", "hashtags"]  # of `config.Run`
 

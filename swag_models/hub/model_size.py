@@ -5,11 +5,11 @@ Tests compare them with those of the models.
 Symbols: S tokens, D width, M width of the MLP, H W pixels.
 """
 
-from swag_models.spec import RegNetConfig, ViTConfig
+from swag_models.architectures import STEM_WIDTH, Config, RegNetConfig, ResNetConfig, ViTConfig
 
 
 def count_size(
-    config: ViTConfig | RegNetConfig,
+    config: Config,
     size: tuple[int, int],
     *,
     in_chans: int,
@@ -33,17 +33,18 @@ def count_size(
         params, macs = _count_vit(config, size, in_chans, kept_patches, merge_tokens)
         width = config.width
     else:
-        params, macs = _count_regnet(config, size, in_chans)
+        count = _count_regnet if isinstance(config, RegNetConfig) else _count_resnet
+        params, macs = count(config, size, in_chans)  # type: ignore[arg-type]
         width = config.stages[-1][0]
     head = width * (num_classes or 0)
     return params + head + (num_classes or 0), macs + head
 
 
-def count_activations(config: ViTConfig | RegNetConfig, size: tuple[int, int]) -> int:
+def count_activations(config: Config, size: tuple[int, int]) -> int:
     """Return a lower bound of the values that are in memory at once in a forward pass of one image.
 
-    These are the input and the output of a single layer: the first linear layer of an MLP, or the
-    first convolution after the stem of a RegNet.
+    These are the input and the output of a single layer: the first linear layer of an MLP, the
+    first convolution after the stem of a RegNet, or the pooling after that of a ResNet.
 
     Args:
         config: the architecture.
@@ -53,6 +54,8 @@ def count_activations(config: ViTConfig | RegNetConfig, size: tuple[int, int]) -
     if isinstance(config, ViTConfig):
         tokens = 1 + (height // config.patch_size) * (width // config.patch_size)
         return tokens * (config.width + config.mlp_width)
+    if isinstance(config, ResNetConfig):
+        return (height // 2) * (width // 2) * STEM_WIDTH * 5 // 4
     return -(-height // 2) * -(-width // 2) * (config.stem_width + config.stages[0][0])
 
 
@@ -81,31 +84,68 @@ def _count_vit(
     return params, macs
 
 
-def _count_regnet(config: RegNetConfig, size: tuple[int, int], in_chans: int) -> tuple[int, int]:
-    params = macs = 0
-    height, width = size
+class _Counter:
+    """Parameters and multiply-adds of convolutions with norms, at a current size.
 
-    def count_convolution(inputs: int, outputs: int, kernel: int = 1, groups: int = 1) -> None:
-        """Add a convolution and its norm, at the current size."""
-        nonlocal params, macs
+    Args:
+        size: (height, width) of the image in pixels.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.height, self.width = size
+        self.params = self.macs = 0
+
+    def halve(self) -> None:
+        """Apply a stride of 2, with padding: sides are rounded up."""
+        self.height, self.width = -(-self.height // 2), -(-self.width // 2)
+
+    def add(self, inputs: int, outputs: int, kernel: int = 1, groups: int = 1) -> None:
+        """Count a convolution and its norm."""
         weights = inputs // groups * outputs * kernel**2
-        params += weights + 2 * outputs
-        macs += weights * height * width
+        self.params += weights + 2 * outputs
+        self.macs += weights * self.height * self.width
 
-    height, width = -(-height // 2), -(-width // 2)  # stride 2, padded: rounded up
-    count_convolution(in_chans, config.stem_width, kernel=3)
+
+def _count_regnet(config: RegNetConfig, size: tuple[int, int], in_chans: int) -> tuple[int, int]:
+    count = _Counter(size)
+    count.halve()
+    count.add(in_chans, config.stem_width, kernel=3)
     inputs = config.stem_width
     for outputs, depth in config.stages:
         for block in range(depth):
-            count_convolution(inputs, outputs)
+            count.add(inputs, outputs)
             if block == 0:
-                height, width = -(-height // 2), -(-width // 2)
-                count_convolution(inputs, outputs)  # the projection of the shortcut
+                count.halve()
+                count.add(inputs, outputs)  # the projection of the shortcut
             groups = outputs // min(config.group_width, outputs)
-            count_convolution(outputs, outputs, kernel=3, groups=groups)
+            count.add(outputs, outputs, kernel=3, groups=groups)
             squeezed = round(config.se_ratio * inputs)
-            params += 2 * outputs * squeezed + squeezed + outputs
-            macs += 2 * outputs * squeezed
-            count_convolution(outputs, outputs)
+            count.params += 2 * outputs * squeezed + squeezed + outputs
+            count.macs += 2 * outputs * squeezed
+            count.add(outputs, outputs)
             inputs = outputs
-    return params, macs
+    return count.params, count.macs
+
+
+def _count_resnet(config: ResNetConfig, size: tuple[int, int], in_chans: int) -> tuple[int, int]:
+    count = _Counter(size)
+    count.halve()
+    count.add(in_chans, STEM_WIDTH, kernel=7)
+    count.halve()  # pooling
+    inputs = STEM_WIDTH
+    for stage, ((outputs, depth), inner) in enumerate(zip(config.stages, config.inner_widths)):
+        for block in range(depth):
+            if config.block == "bottleneck":
+                count.add(inputs, inner)
+            if block == 0 and stage:
+                count.halve()
+            if inputs != outputs or (block == 0 and stage):
+                count.add(inputs, outputs)  # the projection of the shortcut
+            if config.block == "bottleneck":
+                count.add(inner, inner, kernel=3, groups=config.groups)
+                count.add(inner, outputs)
+            else:
+                count.add(inputs, outputs, kernel=3)
+                count.add(outputs, outputs, kernel=3)
+            inputs = outputs
+    return count.params, count.macs

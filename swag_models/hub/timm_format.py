@@ -7,7 +7,8 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
+from swag_models.architectures import RegNetConfig, ResNetConfig, ViTConfig
+from swag_models.spec import ModelSpec
 
 # Architecture names of timm by width. timm takes all other numbers from `model_args`.
 TIMM_VITS = {
@@ -28,6 +29,21 @@ TIMM_REGNETS = {
     RegNetConfig(depth=20, w_0=232, w_a=115.89, w_m=2.53, group_width=232): "regnety_320",
     RegNetConfig(depth=27, w_0=456, w_a=160.83, w_m=2.52, group_width=264): "regnety_1280",
 }
+# Architecture names of timm by kind of block and groups. timm takes all numbers from `model_args`.
+TIMM_RESNETS = {
+    ResNetConfig("basic", (2, 2, 2, 2)): "resnet18",
+    ResNetConfig("basic", (3, 4, 6, 3)): "resnet34",
+    ResNetConfig("bottleneck", (3, 4, 6, 3)): "resnet50",
+    ResNetConfig("bottleneck", (3, 4, 23, 3)): "resnet101",
+    ResNetConfig("bottleneck", (3, 8, 36, 3)): "resnet152",
+    ResNetConfig("bottleneck", (3, 4, 6, 3), groups=32, group_width=4): "resnext50_32x4d",
+    ResNetConfig("bottleneck", (3, 4, 23, 3), groups=32, group_width=4): "resnext101_32x4d",
+    ResNetConfig("bottleneck", (3, 4, 23, 3), groups=32, group_width=8): "resnext101_32x8d",
+    ResNetConfig("bottleneck", (3, 4, 23, 3), groups=32, group_width=16): "resnext101_32x16d",
+    ResNetConfig("bottleneck", (3, 4, 23, 3), groups=32, group_width=32): "resnext101_32x32d",
+}
+# Arguments of timm's ResNets and the fields of a ResNetConfig
+RESNET_ARGS = {"layers": "depths", "cardinality": "groups", "base_width": "group_width"}
 # The architecture of all other RegNets. timm does not have it, and says so, unless
 # `swag_models.timm` was imported. Without a name, transformers would make a random ResNet-50.
 OWN_REGNET = "swag_models_regnety"
@@ -40,7 +56,7 @@ IMAGENET_COUNTS = {1000, 11221, 11821, 21841, 21842, 21843}
 
 def is_known_to_timm(spec: ModelSpec) -> bool:
     """Whether timm has the architecture, so that its `create_model` reads the folder."""
-    return isinstance(spec.config, ViTConfig) or spec.config in TIMM_REGNETS
+    return not isinstance(spec.config, RegNetConfig) or spec.config in TIMM_REGNETS
 
 
 def describe_for_timm(spec: ModelSpec) -> dict[str, Any]:
@@ -58,10 +74,11 @@ def describe_for_timm(spec: ModelSpec) -> dict[str, Any]:
             model_args |= {"global_pool": pool}
         pool_size = None
     else:
-        architecture = TIMM_REGNETS.get(spec.config, OWN_REGNET)
-        if architecture == OWN_REGNET:
-            model_args |= asdict(spec.config)
+        architecture, conv_args = _name_for_timm(spec.config)
+        model_args |= conv_args
         first_conv, classifier = "stem.conv", "head.fc"
+        if isinstance(spec.config, ResNetConfig):
+            first_conv, classifier = "conv1", "fc"
         num_features = spec.config.stages[-1][0]
         stride = 2 ** (1 + len(spec.config.stages))
         pool_size = [math.ceil(side / stride) for side in preprocess.size]
@@ -70,8 +87,8 @@ def describe_for_timm(spec: ModelSpec) -> dict[str, Any]:
         "input_size": [spec.in_chans, *preprocess.size],
         "fixed_input_size": isinstance(spec.config, ViTConfig),
         "interpolation": preprocess.interpolation,
-        "crop_pct": 1.0,
-        "crop_mode": "center",
+        "crop_pct": preprocess.crop_pct,
+        "crop_mode": preprocess.crop_mode,
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
         "num_classes": num_classes,
@@ -96,6 +113,19 @@ def describe_for_timm(spec: ModelSpec) -> dict[str, Any]:
         "model_args": model_args,
         "pretrained_cfg": pretrained_cfg,
     }
+
+
+def _name_for_timm(config: RegNetConfig | ResNetConfig) -> tuple[str, dict[str, Any]]:
+    """The name of a convolutional architecture in timm, and its arguments."""
+    if isinstance(config, ResNetConfig):
+        if config in TIMM_RESNETS:
+            return TIMM_RESNETS[config], {}
+        name = "resnet18" if config.block == "basic" else "resnet50"
+        args = {key: getattr(config, field) for key, field in RESNET_ARGS.items()}
+        return name, {key: list(v) if isinstance(v, tuple) else v for key, v in args.items()}
+    if config in TIMM_REGNETS:
+        return TIMM_REGNETS[config], {}
+    return OWN_REGNET, asdict(config)
 
 
 def _describe_labels(labels: tuple[str, ...] | None) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from swag_models.catalog import MODELS, REGNETY_NANO
+from swag_models.architectures import Config, RegNetConfig, ResNetConfig, ViTConfig
+from swag_models.catalog import MODELS
+from swag_models.catalog.configs import REGNETY_NANO
 from swag_models.decoding import decode_fields, decode_value
 from swag_models.errors import ConfigError, check_choice
 from swag_models.formatting import count_noun, describe, list_names
@@ -18,10 +20,12 @@ from swag_models.hub.timm_format import (
     MULTI_LABEL,
     OWN_REGNET,
     OWN_TIMM_PREFIX,
+    RESNET_ARGS,
     TIMM_REGNETS,
+    TIMM_RESNETS,
     make_label,
 )
-from swag_models.spec import UNKNOWN, ModelSpec, Pool, Preprocess, RegNetConfig, ViTConfig
+from swag_models.spec import UNKNOWN, ModelSpec, Pool, Preprocess
 
 logger = logging.getLogger("swag_models")
 
@@ -101,7 +105,7 @@ def read_timm_config(
         variant="published",
         description=_describe_origin(origin) if origin else f"{architecture} of timm",
         config=model,
-        preprocess=_read_folder_preprocess(source, (size[0], size[1]), name),
+        preprocess=read_preprocess(source, (size[0], size[1])),
         num_classes=num_classes,
         classes=read_classes(config, source, num_classes, origin, name),
         num_params=params,
@@ -113,6 +117,7 @@ def read_timm_config(
         in_chans=in_chans,
         global_pool=pool,
         multi_label=MULTI_LABEL.items() <= config.items(),
+        pretraining=origin.pretraining if origin else None,
     )
 
 
@@ -126,12 +131,13 @@ def _describe_origin(origin: ModelSpec) -> str:
     return text if text.startswith("derived from ") else f"derived from {origin.name}: {text}"
 
 
-def _read_architecture(name: str, args: Mapping[str, Any]) -> ViTConfig | RegNetConfig:
+def _read_architecture(name: str, args: Mapping[str, Any]) -> Config:
     """The configuration of an architecture of timm, changed by arguments."""
     known = {f"{OWN_TIMM_PREFIX}{spec.name}": spec.config for spec in MODELS}
     known |= {timm_name: config for config, timm_name in TIMM_REGNETS.items()}
+    known |= {timm_name: config for config, timm_name in TIMM_RESNETS.items()}
     known[OWN_REGNET] = REGNETY_NANO
-    config: ViTConfig | RegNetConfig
+    config: Config
     if match := VIT_NAME.fullmatch(name):
         width, depth, num_heads, mlp_width = VIT_SIZES[match[1]]
         config = ViTConfig(int(match[2]), depth, width, num_heads, mlp_width)
@@ -140,11 +146,14 @@ def _read_architecture(name: str, args: Mapping[str, Any]) -> ViTConfig | RegNet
     else:
         raise ConfigError(
             f"architecture is {describe(name)}, which this library does not have; allowed: "
-            "RegNetY, and ViT without changes, as vit_base_patch16_224"
+            "RegNetY, and ResNet, ResNeXt and ViT without changes, as resnet50 and "
+            "vit_base_patch16_224"
         )
     args = dict(args)
     if isinstance(config, ViTConfig):
         config = _change_vit(config, args)
+    elif isinstance(config, ResNetConfig):
+        config = _change_resnet(config, args)
     elif name == OWN_REGNET:
         config = change_regnet(config, args)
     others = [
@@ -171,6 +180,12 @@ def change_regnet(config: RegNetConfig, args: dict[str, Any]) -> RegNetConfig:
     return decode_fields(RegNetConfig, {**asdict(config), **changes}, "model_args.")
 
 
+def _change_resnet(config: ResNetConfig, args: dict[str, Any]) -> ResNetConfig:
+    """Apply arguments of timm's ResNet, and remove them from `args`."""
+    changes = {field: args.pop(key) for key, field in RESNET_ARGS.items() if key in args}
+    return decode_fields(ResNetConfig, {**asdict(config), **changes}, "model_args.")
+
+
 def _change_vit(config: ViTConfig, args: dict[str, Any]) -> ViTConfig:
     """Apply arguments of timm's VisionTransformer, and remove them from `args`."""
     width = _get(args, "embed_dim", int, config.width)
@@ -193,9 +208,7 @@ def _change_vit(config: ViTConfig, args: dict[str, Any]) -> ViTConfig:
     return config
 
 
-def _read_pool(
-    args: Mapping[str, Any], config: ViTConfig | RegNetConfig, num_classes: int | None
-) -> Pool | None:
+def _read_pool(args: Mapping[str, Any], config: Config, num_classes: int | None) -> Pool | None:
     """`ModelSpec.global_pool` for the arguments of a model of timm."""
     pool = _get(args, "global_pool", str | None, None)
     if pool is None:
@@ -209,7 +222,7 @@ def _read_pool(
             "the norm is behind the pooling (fc_norm), which this library does not have; in timm "
             "pass fc_norm=False to create_model before training"
         )
-    # Without a head, a RegNet of this library has no pooling unless it is asked for.
+    # Without a head, a RegNet or ResNet of this library has no pooling unless it is asked for.
     default = "token" if isinstance(config, ViTConfig) else "avg" if num_classes else ""
     return None if pool == default else pool
 
@@ -221,23 +234,8 @@ def _read_num_classes(config: Mapping[str, Any], source: Mapping[str, Any]) -> i
     return count or None
 
 
-def _read_folder_preprocess(
-    source: Mapping[str, Any], size: tuple[int, int], name: str
-) -> Preprocess:
-    """The preprocessing of a folder; logs a warning if the spec cannot hold all of it."""
-    crop = _get(source, "crop_pct", float, 0.875)
-    if crop != 1 or _get(source, "crop_mode", str, "center") != "center":
-        logger.warning(
-            "%s: timm resizes its images to 1/%g of the input size before it crops them; "
-            "load_preprocess resizes them to the input size",
-            name,
-            crop,
-        )
-    return read_preprocess(source, size)
-
-
 def read_preprocess(source: Mapping[str, Any], size: tuple[int, int]) -> Preprocess:
-    """The preprocessing in a `pretrained_cfg`, without the share that is cropped.
+    """The preprocessing in a `pretrained_cfg`.
 
     Args:
         source: the `pretrained_cfg`.
@@ -257,26 +255,29 @@ def read_preprocess(source: Mapping[str, Any], size: tuple[int, int]) -> Preproc
             raise ConfigError(
                 f"{key} has {count_noun(len(values), 'value')}; allowed: 3, for R, G and B"
             )
+    if (mode := _get(source, "crop_mode", str, "center")) not in ("center", "squash"):
+        raise ConfigError(
+            f"crop_mode is {describe(mode)}, which this library does not have; use timm's "
+            "create_transform(**resolve_model_data_config(model))"
+        )
     height, width = size
-    return Preprocess(height if height == width else size, interpolation, **statistics)
+    return Preprocess(
+        height if height == width else size,
+        interpolation,
+        **statistics,
+        crop_pct=_get(source, "crop_pct", float, 0.875),
+        crop_mode=mode,
+    )
 
 
-def read_loaded_preprocess(source: Mapping[str, Any]) -> tuple[Preprocess, float]:
+def read_loaded_preprocess(source: Mapping[str, Any]) -> Preprocess:
     """The preprocessing in the `pretrained_cfg` of a model in memory.
-
-    Returns:
-        It, and the side of the crop as a share of that of the resized image.
 
     Raises:
         ConfigError: this library has no such preprocessing.
     """
     _, *size = _get(source, "input_size", tuple[int, int, int], (3, 224, 224))
-    if (mode := _get(source, "crop_mode", str, "center")) != "center":
-        raise ConfigError(
-            f"crop_mode is {describe(mode)}, which this library does not have; use timm's "
-            "create_transform(**resolve_model_data_config(model))"
-        )
-    return read_preprocess(source, (size[0], size[1])), _get(source, "crop_pct", float, 0.875)
+    return read_preprocess(source, (size[0], size[1]))
 
 
 def read_classes(

@@ -9,23 +9,29 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from swag_models.models import Backbone, RegNet
+from swag_models.models import Backbone, ResNet
+from swag_models.models.conv_net import ConvNet
 from swag_models.models.regnet_block import ConvNorm
+from swag_models.models.resnet_block import BasicBlock, Bottleneck, Shortcut
 
 # Share of the run time that torch.compile saves on top of `accelerate`, by hardware and model
-# family. Measured by benchmarks/fast.py at batch size 8 and 224 px, rounded down.
+# family. Measured by benchmarks/fast.py at batch size 8 and 224 px, rounded down; 0 for a ResNet,
+# which was not measured.
 COMPILE_SAVINGS = {
-    "amx": {"ViT": 0.15, "RegNet": 0.35},
-    "avx512_bf16": {"ViT": 0.0, "RegNet": 0.1},
-    "cuda": {"ViT": 0.1, "RegNet": 0.2},
+    "amx": {"ViT": 0.15, "RegNet": 0.35, "ResNet": 0.0},
+    "avx512_bf16": {"ViT": 0.0, "RegNet": 0.1, "ResNet": 0.0},
+    "cuda": {"ViT": 0.1, "RegNet": 0.2, "ResNet": 0.0},
 }
 COMPILE_SECONDS_PER_BLOCK = 1.5  # measured as above, rounded up
+# Modules in which each convolution is followed by its batch norm
+FOLDABLE = (ConvNorm, ResNet, BasicBlock, Bottleneck, Shortcut)
 MIN_TRITON_CAPABILITY = (7, 0)  # compute capability of the GPU
 
 
@@ -47,8 +53,8 @@ def has_fast_resize() -> bool:
 def accelerate(model: Backbone, dtype: torch.dtype) -> Backbone:
     """Prepare a model for fast inference, in place.
 
-    The batch norms of a RegNet are folded into its convolutions, and its memory format becomes
-    channels last.
+    The batch norms of a RegNet or ResNet are folded into its convolutions, and its memory format
+    becomes channels last.
 
     Args:
         model: the model; it can no longer be trained.
@@ -57,7 +63,7 @@ def accelerate(model: Backbone, dtype: torch.dtype) -> Backbone:
     Returns:
         The same model.
     """
-    if isinstance(model, RegNet):
+    if isinstance(model, ConvNet):
         fold_batch_norm(model, dtype)
         model = model.to(memory_format=torch.channels_last)
     return model.to(dtype).requires_grad_(False)
@@ -70,27 +76,28 @@ def fold_batch_norm(model: nn.Module, dtype: torch.dtype) -> None:
     In float32 the outputs stay the same up to rounding.
 
     Args:
-        model: the model; modules other than `ConvNorm` are not changed.
+        model: the model; modules other than FOLDABLE are not changed.
         dtype: dtype of the folded weights, which are stored channels last.
     """
     for module in model.modules():
-        # A layer that was replaced may compute its weight by itself.
-        if (
-            isinstance(module, ConvNorm)
-            and isinstance(module.bn, nn.BatchNorm2d)
-            and type(module.conv) is nn.Conv2d
-        ):
-            norm: Any = module.bn  # its statistics are optional for the type checker
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            # Product, dtype and memory format in one pass over each weight: for a single image,
-            # separate passes would take longer than the folded model saves.
-            weight = torch.empty_like(
-                module.conv.weight, dtype=dtype, memory_format=torch.channels_last
-            )
-            torch.mul(module.conv.weight, scale[:, None, None, None], out=weight)
-            module.conv.weight = nn.Parameter(weight)
-            module.conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale)
-            module.bn = nn.Identity()  # type: ignore[assignment]
+        if not isinstance(module, FOLDABLE):
+            continue
+        for (_, conv), (name, norm) in pairwise(list(module.named_children())):
+            # A layer that was replaced may compute its weight by itself.
+            if isinstance(norm, nn.BatchNorm2d) and type(conv) is nn.Conv2d:
+                _fold(conv, norm, dtype)
+                setattr(module, name, nn.Identity())
+
+
+def _fold(conv: nn.Conv2d, norm: Any, dtype: torch.dtype) -> None:
+    """Fold a batch norm, whose statistics are optional for the type checker, into a convolution."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    # Product, dtype and memory format in one pass over each weight: for a single image, separate
+    # passes would take longer than the folded model saves.
+    weight = torch.empty_like(conv.weight, dtype=dtype, memory_format=torch.channels_last)
+    torch.mul(conv.weight, scale[:, None, None, None], out=weight)
+    conv.weight = nn.Parameter(weight)
+    conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale)
 
 
 def compiling_pays_off(model: Backbone, device: torch.device, seconds: float) -> bool:

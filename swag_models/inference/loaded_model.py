@@ -10,7 +10,7 @@ from torch import nn
 from swag_models.devices import check_device, check_dtype
 from swag_models.errors import ConfigError, argument_errors
 from swag_models.formatting import list_names
-from swag_models.models import RegNet, ViT
+from swag_models.models import RegNet, ResNet, ViT
 from swag_models.models.unwrap import unwrap
 from swag_models.spec import ImageSize
 
@@ -24,7 +24,7 @@ def take_model(
     image_size: ImageSize | None,
     *,
     fast: bool,
-) -> ViT | RegNet:
+) -> ViT | RegNet | ResNet:
     """Return the model of this library inside a module, or a copy of it if anything is to change.
 
     Args:
@@ -40,7 +40,7 @@ def take_model(
         ConfigError: the module computes something else, or an option needs a name.
     """
     inner = unwrap(model, purpose, adapters=not fast)  # adapters cannot be folded
-    assert isinstance(inner, (ViT, RegNet))
+    assert isinstance(inner, (ViT, RegNet, ResNet))
     if wrong := sorted(set(options) - {"progress"}):
         raise ConfigError(
             f"invalid {list_names(wrong)} for a model in memory, which is used as it is; leave "

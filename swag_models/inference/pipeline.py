@@ -92,9 +92,9 @@ class InferencePipeline:
             `torch.compile`, DDP or a PEFT model. It is used as it is: later training changes the
             results. Batches run in eval mode, and every module then gets its own mode back.
         fast: whether to use the fastest safe setting for the hardware: bfloat16 where that is
-            faster (unless `dtype` is set); for a RegNet, folded batch norms and channels last;
-            torch.compile if there are enough images to amortise it; images resized by torch where
-            that is faster than Pillow; scaled decoding.
+            faster (unless `dtype` is set); for convolutional models, folded batch norms and
+            channels last; torch.compile if there are enough images to amortise it; images resized
+            by torch where that is faster than Pillow; scaled decoding.
         compile: whether to use torch.compile; by default `fast` decides.
         device: torch device or its name; by default "auto": a CUDA GPU (under torchrun that of this
             process), else MPS, else the CPU. A model in memory stays where it is by default, and
@@ -175,7 +175,6 @@ class InferencePipeline:
         self.preprocess = Transform(
             self.preprocess.preprocess,
             vectorised=fast and has_fast_resize(),
-            crop_pct=self.preprocess.crop_pct,
             scaled=fast if scaled_decoding is None else scaled_decoding,
         )
         if compile and not has_compiler(self.device):

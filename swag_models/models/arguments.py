@@ -151,13 +151,13 @@ def choose_pool(family: str, num_classes: int | None, global_pool: str | None) -
     """Return how features are pooled before the head.
 
     Args:
-        family: "vit" or "regnet".
-        num_classes: number of logits. Without a head, a RegNet returns pooled features for 0, as
-            timm's, and its feature map for None, as the original.
+        family: "vit", "regnet" or "resnet".
+        num_classes: number of logits. Without a head, a RegNet or ResNet returns pooled features
+            for 0, as timm's, and its feature map for None, as the original.
         global_pool: what the caller asked for; None for the default.
 
     Raises:
-        ConfigError: the family has no such pooling, or a RegNet with a head has none.
+        ConfigError: the family has no such pooling, or a RegNet or ResNet with a head has none.
     """
     global_pool = plain(global_pool)
     if family == "vit":
@@ -166,10 +166,11 @@ def choose_pool(family: str, num_classes: int | None, global_pool: str | None) -
         return cast("Pool", pool)
     default = "" if num_classes is None else "avg"
     pool = default if global_pool is None else global_pool
-    check_choice("global_pool", pool, "avg", "", subject=" for a RegNet")
+    kind = {"regnet": "RegNet", "resnet": "ResNet"}[family]
+    check_choice("global_pool", pool, "avg", "", subject=f" for a {kind}")
     if num_classes and not pool:
         raise ConfigError(
-            f"invalid global_pool '' for a RegNet with {count_noun(num_classes, 'class')}, which "
+            f"invalid global_pool '' for a {kind} with {count_noun(num_classes, 'class')}, which "
             "needs pooled features; pass num_classes=0 for the feature map"
         )
     return cast("Pool", pool)

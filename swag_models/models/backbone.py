@@ -1,4 +1,4 @@
-"""The interface of both model families, with timm's names; argument checks.
+"""The interface of all model families, with timm's names; argument checks.
 
 Axes: N batch, C channels, D feature channels, H W pixels.
 """
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
+from swag_models.architectures import Config
 from swag_models.errors import ConfigError, check_maximum, check_types, plain
 from swag_models.formatting import describe
 from swag_models.layouts import recognise_layout, translate_layout
@@ -24,7 +25,7 @@ from swag_models.models.arguments import (
 )
 from swag_models.models.layers import Blocks
 from swag_models.models.timm_interface import FeatureInfo, TimmMetadata
-from swag_models.spec import ImageSize, Pool, RegNetConfig, ViTConfig
+from swag_models.spec import ImageSize, Pool
 from swag_models.wrappers import INNER_WRAPPERS
 
 B = TypeVar("B", bound="Backbone")
@@ -64,7 +65,7 @@ class Backbone(TimmMetadata):
 
     def __init__(
         self,
-        config: ViTConfig | RegNetConfig,
+        config: Config,
         num_features: int,
         num_classes: int | None,
         image_size: tuple[int, int],
@@ -152,7 +153,7 @@ class Backbone(TimmMetadata):
         """
         raise ConfigError(
             f"a {type(self).__name__} has no attention maps; "
-            "use a ViT, or Grad-CAM, which works for both"
+            "use a ViT, or Grad-CAM, which works for all"
         )
 
     def init_weights(self, *, needs_reset: bool = True) -> None:

@@ -16,7 +16,7 @@ class FeatureNet(nn.Module):
     Args:
         model: used in place, not copied: its head and the layers after the last map are removed.
         out_indices: which maps of `feature_info` to return: the last n for an int, or positions,
-            negative ones from the end. By default all of a RegNet, and the last three of a ViT.
+            negative ones from the end. By default the last three of a ViT, and all of the others.
         norm: apply a ViT's last norm to the maps.
         output_fmt: "NCHW" for maps; a ViT also has "NLC" for tokens (N, h w, D).
 

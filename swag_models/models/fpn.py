@@ -23,10 +23,10 @@ class FeaturePyramid(nn.Module):
     """A model with a feature pyramid, for images (N, C, H, W) of any size.
 
     It returns levels "0" to "3" and "pool": maps (N, out_channels, h, w) of stride 4 to 64, with
-    ceil(H / stride) rows and ceil(W / stride) columns. For a RegNet it is an FPN over its stages
-    (arXiv 1612.03144); where it has fewer than four, the last map is pooled to the missing strides.
-    For a ViT it is the simple pyramid of ViTDet from its last map (arXiv 2203.16527), with global
-    attention in all blocks.
+    ceil(H / stride) rows and ceil(W / stride) columns. For a RegNet or ResNet it is an FPN over its
+    stages (arXiv 1612.03144); where it has fewer than four, the last map is pooled to the missing
+    strides. For a ViT it is the simple pyramid of ViTDet from its last map (arXiv 2203.16527), with
+    global attention in all blocks.
 
     Args:
         model: the backbone. It is used in place, not copied: its head is removed, and its frozen

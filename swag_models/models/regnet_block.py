@@ -3,10 +3,10 @@
 Axes: N batch, C channels, H W pixels.
 """
 
-import torch
 from torch import Tensor, nn
 
-from swag_models.models.arguments import has_global_hooks, is_scripting, is_symbolic
+from swag_models.models.arguments import is_scripting
+from swag_models.models.conv_net import activate
 from swag_models.models.drop_path import DropPath
 
 
@@ -40,27 +40,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn(self.conv(x))
-        if not is_scripting():  # noqa: SIM102 TorchScript leaves out this block only
-            if self._may_overwrite(x):
-                return x.relu_()
-        return self.act(x)
-
-    def _may_overwrite(self, x: Tensor) -> bool:
-        """Return whether ReLU may write into its input, which saves memory traffic.
-
-        Nobody else may hold this tensor: hooks may have kept it, and so may a traced graph.
-        """
-        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-            return False
-        layers = (self.conv, self.bn, self.act)
-        hooks = [layer._forward_hooks or layer._forward_pre_hooks for layer in layers]
-        return (
-            isinstance(self.conv, nn.Conv2d)  # its output is a new tensor
-            and isinstance(self.act, nn.ReLU)
-            and not any(hooks)
-            and not has_global_hooks()
-            and not is_symbolic(x)
-        )
+        return self.act(x) if is_scripting() else activate(x, self.act, self.conv, self.bn)
 
 
 class SqueezeExcite(nn.Module):

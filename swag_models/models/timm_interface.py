@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from swag_models.architectures import Config
 from swag_models.hub.timm_format import describe_for_timm
-from swag_models.spec import UNKNOWN, ModelSpec, Preprocess, RegNetConfig, ViTConfig
+from swag_models.spec import UNKNOWN, ModelSpec, Preprocess
 
 
 class FeatureInfo(list[dict[str, Any]]):
@@ -83,7 +84,7 @@ class TimmMetadata(nn.Module):
     num_classes: int
     pretrained_cfg: dict[str, Any]
     default_cfg: dict[str, Any]
-    _config: ViTConfig | RegNetConfig
+    _config: Config
     _spec: ModelSpec | None = None
 
     @property

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swag_models.architectures import ViTConfig
 from swag_models.errors import ConfigError
 from swag_models.models.layers import Blocks
 from swag_models.models.vit_block import Attention, ViTBlock, has_hooks
-from swag_models.spec import ViTConfig
 
 ALIGNMENT = 8  # numbers that vector instructions process at once; head widths are padded to it
 

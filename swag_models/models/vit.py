@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
+from swag_models.architectures import ViTConfig
 from swag_models.errors import ConfigError, check_types
 from swag_models.layouts import resize_position_embedding
 from swag_models.models.arguments import (
@@ -34,7 +35,7 @@ from swag_models.models.vit_block import (
     ViTBlock,
 )
 from swag_models.models.vit_interface import ViTInterface
-from swag_models.spec import Pool, ViTConfig
+from swag_models.spec import Pool
 
 
 class ResizedPosition(NamedTuple):

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swag_models.architectures import ViTConfig
 from swag_models.models.arguments import is_scripting
 from swag_models.models.drop_path import DropPath
-from swag_models.spec import ViTConfig
 
 LAYER_NORM_EPS = 1e-6  # as published; torch's default is 1e-5
 

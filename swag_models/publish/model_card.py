@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from swag_models.formatting import count_noun, markdown_table
 from swag_models.hub.huggingface import PREFIX
 from swag_models.hub.timm_format import is_known_to_timm
+from swag_models.publish.pretraining import Work
 from swag_models.spec import UNKNOWN, ModelSpec
 
 # Licences with an id on the Hub (huggingface.co/docs/hub/repositories-licenses); others are
@@ -107,7 +108,7 @@ class CardDetails:
     Attributes:
         dtype: dtype of the weights, for example "float32".
         sharded: whether the weights are in several files.
-        from_hashtags: whether the weights derive from SWAG's.
+        pretraining: the work that the weights derive from; None for none of WORKS.
         datasets: ids on the Hub.
         base_model: repository on the Hub.
         tags: additional tags.
@@ -116,7 +117,7 @@ class CardDetails:
 
     dtype: str
     sharded: bool
-    from_hashtags: bool
+    pretraining: Work | None
     datasets: Sequence[str] = ()
     base_model: str | None = None
     tags: Sequence[str] = ()
@@ -143,11 +144,12 @@ def make_card(spec: ModelSpec, details: CardDetails) -> str:
     return TEMPLATES.get_template("model_card.md.jinja").render(
         spec=spec,
         details=details,
+        pretraining=details.pretraining,
         metadata=_make_metadata(spec, details, for_timm),
         kind=_describe_kind(spec),
         description=_capitalise(spec.description).rstrip("."),
         # Hashtags of generated images say nothing about people.
-        from_posts=details.from_hashtags
+        from_posts=details.pretraining is not None
         or (spec.synsets is not None and GENERATED not in spec.description),
         overview=markdown_table(("", ""), overview),
         path=f"path/to/{spec.name}",
@@ -155,6 +157,7 @@ def make_card(spec: ModelSpec, details: CardDetails) -> str:
         loads_in_timm=not details.sharded,  # timm reads a single weight file, not an index
         height=height,
         width=width,
+        resized=spec.preprocess.resized,
         max_classes=MAX_LISTED_CLASSES,
         unknown_license=UNKNOWN,
     )

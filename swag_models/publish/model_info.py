@@ -11,16 +11,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from swag_models.architectures import ViTConfig
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun, describe, spell_license
 from swag_models.hub.hf_format import check_texts
 from swag_models.hub.model_size import count_size
 from swag_models.model_metadata import check_class_names
-from swag_models.models import Backbone, RegNet, ViT, build
+from swag_models.models import Backbone, ViT, build
 from swag_models.models.arguments import choose_pool
+from swag_models.models.conv_net import ConvNet
 from swag_models.models.unwrap import unwrap
 from swag_models.models.vit_block import count_kept_patches
-from swag_models.spec import UNKNOWN, Metrics, ModelSpec, Pool, ViTConfig
+from swag_models.spec import UNKNOWN, Metrics, ModelSpec, Pool
 from swag_models.wrappers import INNER_WRAPPERS
 
 logger = logging.getLogger("swag_models")
@@ -113,7 +115,7 @@ def _find_pool(model: Backbone) -> Pool | None:
             'reset_classifier(num_classes, "token")'
         )
     if (
-        isinstance(model, RegNet)
+        isinstance(model, ConvNet)
         and choose_pool("regnet", model.num_classes or None, None) == model.global_pool
     ):
         return None

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swag_models.atomic import write_json, write_text
-from swag_models.catalog import NC_URL
 from swag_models.decoding import decode_fields
 from swag_models.errors import (
     CheckpointError,
@@ -34,6 +33,7 @@ from swag_models.hub.hf_format import (
 from swag_models.hub.huggingface import parse_url
 from swag_models.paths import expand_path
 from swag_models.publish.model_card import CardDetails, make_card
+from swag_models.publish.pretraining import find_work
 from swag_models.publish.signing import load_private_key, write_signature
 from swag_models.spec import Metrics, ModelSpec, Source
 
@@ -149,7 +149,7 @@ def save(
     details = CardDetails(
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         sharded=files != [WEIGHTS_FILE],
-        from_hashtags=info.origin.license_url == NC_URL,  # the licence of the SWAG weights
+        pretraining=find_work(info.origin),
         datasets=datasets,
         base_model=base_model or _find_repo(info.origin),
         tags=tags,

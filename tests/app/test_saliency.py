@@ -36,7 +36,7 @@ def test_the_cropped_part_is_the_input_of_the_model(
     preprocess = replace(Preprocess(image_size), mean=(0, 0, 0), std=(1, 1, 1))
     model_input = Transform(preprocess)(image).permute(1, 2, 0).numpy()  # (H, W, 3)
     height, width = preprocess.size
-    cropped = crop_to_input(image, preprocess.size)
+    cropped = crop_to_input(image, preprocess)
     assert max(cropped.size) >= 512
     assert np.abs(np.asarray(cropped.resize((width, height))) / 255 - model_input).max() < 0.02
 

@@ -16,13 +16,13 @@ from tiny import REGNET_SPEC, SMALL_REGNET, TINY_SPECS, deviation, images, rando
 from torch import Tensor
 
 import swag_models
+from swag_models.architectures import RegNetConfig
 from swag_models.cli import main
 from swag_models.errors import ExportError
 from swag_models.export import export_model
 from swag_models.export.bfloat16 import write_emulation
 from swag_models.export.formats import trace_model
 from swag_models.models import RegNet, ViT, build
-from swag_models.spec import RegNetConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = {

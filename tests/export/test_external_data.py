@@ -19,12 +19,12 @@ from tiny import VIT_SPEC, deviation, images, tiny
 from torch import Tensor, nn
 
 import swag_models
+from swag_models.architectures import ViTConfig
 from swag_models.cli import main
 from swag_models.errors import ConfigError, ExportError
 from swag_models.export import export_model, external_data, read_metadata
 from swag_models.export.external_data import move_into_place
 from swag_models.models import build
-from swag_models.spec import ViTConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,6 +15,7 @@ import torch
 from tiny import REGNET_SPEC, VIT, VIT_SPEC, deviation, images, randomise
 
 from swag_models import load_model
+from swag_models.architectures import RegNetConfig, ViTConfig
 from swag_models.errors import CheckpointError, ConfigError
 from swag_models.hub.hf_format import (
     CONFIG_FILE,
@@ -25,7 +26,7 @@ from swag_models.hub.hf_format import (
 )
 from swag_models.hub.timm_format import OWN_REGNET, TIMM_REGNETS, is_known_to_timm
 from swag_models.publish import save
-from swag_models.spec import ModelSpec, RegNetConfig, Source, ViTConfig
+from swag_models.spec import ModelSpec, Source
 
 SMALL = next(config for config, name in TIMM_REGNETS.items() if name == "regnety_002")
 SPEC = replace(VIT_SPEC, classes=None, sources=(Source("model.safetensors", "timm", "0" * 64),))

@@ -11,11 +11,12 @@ from tiny import REGNET, VIT, VIT_SPEC
 from torch.utils.flop_counter import FlopCounterMode
 
 from swag_models import get_spec, list_models
+from swag_models.architectures import RegNetConfig, ViTConfig
 from swag_models.hub.model_size import count_size
 from swag_models.models import build
 from swag_models.models.vit_block import Attention
 from swag_models.publish.model_info import count_flops
-from swag_models.spec import Preprocess, RegNetConfig, ViTConfig
+from swag_models.spec import Preprocess
 
 CONFIGS: list[ViTConfig | RegNetConfig] = [
     VIT,

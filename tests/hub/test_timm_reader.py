@@ -13,10 +13,11 @@ from tiny import deviation, images, load_tiny, randomise
 from torch import nn
 
 from swag_models import get_spec, load_classes, load_model, load_preprocess
+from swag_models.architectures import ViTConfig
 from swag_models.errors import ConfigError, SwagModelsError
 from swag_models.hub.timm_reader import VIT_NAME, read_timm_config
 from swag_models.publish import save
-from swag_models.spec import UNKNOWN, ViTConfig
+from swag_models.spec import UNKNOWN
 
 pytestmark = pytest.mark.usefixtures("caches")
 
@@ -161,13 +162,13 @@ def test_preprocessing_is_that_of_the_folder(tmp_path: Path) -> None:
     assert preprocess.interpolation == "bilinear"
 
 
-def test_a_crop_that_this_library_does_not_have_is_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    get_spec(write_config(tmp_path))
-    assert not caplog.messages
-    get_spec(write_config(tmp_path, pretrained={"crop_pct": 0.9}))
-    assert "timm resizes its images to 1/0.9 of the input size" in caplog.text
+def test_the_crop_is_read(tmp_path: Path) -> None:
+    assert get_spec(write_config(tmp_path)).preprocess.crop_pct == 1
+    changed = {"crop_pct": 0.9, "crop_mode": "squash"}
+    preprocess = get_spec(write_config(tmp_path, pretrained=changed)).preprocess
+    assert (preprocess.crop_pct, preprocess.crop_mode) == (0.9, "squash")
+    with pytest.raises(ConfigError, match="crop_mode is 'border'"):
+        get_spec(write_config(tmp_path, pretrained={"crop_mode": "border"}))
 
 
 @pytest.mark.parametrize(

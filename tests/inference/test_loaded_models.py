@@ -219,6 +219,7 @@ TIMM = {
     "crop": {"crop_pct": 0.875, "input_size": (3, 64, 64)},
     "odd crop": {"crop_pct": 0.93, "input_size": (3, 50, 50), "interpolation": "bilinear"},
     "no crop": {"crop_pct": 1.0, "input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3},
+    "squash": {"crop_pct": 0.9, "crop_mode": "squash", "input_size": (3, 64, 64)},
     "rectangle": {"crop_pct": 0.9, "input_size": (3, 64, 96)},
 }
 
@@ -255,7 +256,7 @@ def test_classes_of_a_model_of_timm() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"crop_mode": "squash"},
+        {"crop_mode": "border"},
         {"crop_pct": 0},
         {"crop_pct": "large"},
         {"input_size": (3, 64)},

@@ -12,10 +12,10 @@ from tiny import CONFIGS, REGNET, SMALL_REGNET, VIT, deviation, images, randomis
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 
+from swag_models.architectures import RegNetConfig, ViTConfig
 from swag_models.errors import ConfigError
 from swag_models.models import FeaturePyramid, build
 from swag_models.models.fpn import make_level
-from swag_models.spec import RegNetConfig, ViTConfig
 
 SHAPES: dict[str, ViTConfig | RegNetConfig] = {
     "regnet": REGNET,

@@ -297,7 +297,7 @@ class TestAttention:
     def test_a_regnet_has_no_attention(self) -> None:
         with pytest.raises(
             ConfigError,
-            match=r"a RegNet has no attention maps; use a ViT, or Grad-CAM, which works for both",
+            match=r"a RegNet has no attention maps; use a ViT, or Grad-CAM, which works for all",
         ):
             tiny("regnet").forward_attention(images())
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torchvision.models.regnet import BlockParams
 from twins import timm_regnet
 
-from swag_models.catalog import REGNETY_16GF, REGNETY_32GF, REGNETY_128GF
+from swag_models.architectures import RegNetConfig
+from swag_models.catalog.configs import REGNETY_16GF, REGNETY_32GF, REGNETY_128GF
 from swag_models.errors import ConfigError
 from swag_models.layouts import translate_layout
 from swag_models.models import RegNet, build
-from swag_models.spec import RegNetConfig
 
 RULES = {  # timm's RegNetY models that follow the paper without additions
     name: shape

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 from twins import timm_vit
 
-from swag_models.catalog import VIT_B16
+from swag_models.catalog.configs import VIT_B16
 from swag_models.errors import ConfigError
 from swag_models.layouts import resize_position_embedding, translate_layout
 from swag_models.models import ViT, build, vit

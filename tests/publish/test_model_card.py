@@ -19,9 +19,10 @@ import swag_models
 from swag_models.inference import Classifier
 from swag_models.publish import save
 from swag_models.publish.model_card import CardDetails, make_card, set_card_address
+from swag_models.publish.pretraining import WORKS, find_work
 from swag_models.spec import Metrics, ModelSpec
 
-DETAILS = CardDetails(dtype="float32", sharded=False, from_hashtags=False)
+DETAILS = CardDetails(dtype="float32", sharded=False, pretraining=None)
 SPEC = replace(swag_models.get_spec("vit_nano_hashtags"), name="mine")
 
 
@@ -33,7 +34,7 @@ def read_card(spec: ModelSpec = SPEC, **details: Any) -> ModelCard:
 @pytest.mark.parametrize("name", swag_models.list_models())
 def test_every_model_has_a_card_that_the_hubs_client_reads(name: str) -> None:
     spec = swag_models.get_spec(name)
-    text = make_card(spec, replace(DETAILS, from_hashtags=spec.license == "cc-by-nc-4.0"))
+    text = make_card(spec, replace(DETAILS, pretraining=find_work(spec)))
     data = ModelCard(text).data
     has_head = spec.num_classes is not None
     assert data.license == spec.license
@@ -102,7 +103,7 @@ def test_datasets_base_model_and_tags_are_in_the_metadata() -> None:
 
 def test_weights_from_hashtags_state_their_origin_and_limits() -> None:
     spec = swag_models.get_spec("vit_b16_in1k")
-    text = read_card(spec, from_hashtags=True).text
+    text = read_card(spec, pretraining=find_work(spec)).text
     for phrase in (
         "3.6 billion public Instagram images",
         "no commercial use",
@@ -172,8 +173,9 @@ def test_limits_of_hashtags_are_stated_for_real_posts_only() -> None:
 
 def test_a_section_about_training_needs_something_to_say() -> None:
     assert "## Training" not in make_card(SPEC, DETAILS)
-    text = make_card(SPEC, replace(DETAILS, from_hashtags=True, datasets=("org/flowers",)))
+    text = make_card(SPEC, replace(DETAILS, pretraining=WORKS["wsl"], datasets=("org/flowers",)))
     assert "Fine-tuned on org/flowers." in text
+    assert "@inproceedings{mahajan" in text
 
 
 @pytest.mark.parametrize(

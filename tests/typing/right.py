@@ -10,7 +10,7 @@ from typing_extensions import assert_type
 import swag_models
 from swag_models import load_model, load_preprocess, vit_b16_in1k
 from swag_models.inference import Classifier, Embedder
-from swag_models.models import FeatureNet, FeaturePyramid, RegNet, ViT
+from swag_models.models import FeatureNet, FeaturePyramid, RegNet, ResNet, ViT
 from swag_models.preprocess import Transform
 from swag_models.train_transform import TrainTransform
 
@@ -23,6 +23,7 @@ def check_builders(x: Tensor) -> None:
     regnet = swag_models.regnety_16gf(False, drop_path_rate=0.1)
     assert_type(regnet, RegNet)
     assert_type(regnet(x), Tensor)
+    assert_type(swag_models.resnet18_swsl_in1k(False), ResNet)
     assert_type(vit_b16_in1k(features_only=True, out_indices=(0, 2))(x), list[Tensor])
     assert_type(swag_models.get_model("vit_b16", weights="DEFAULT"), ViT)
     swag_models.get_model_weights(vit_b16_in1k)
@@ -33,12 +34,12 @@ def check_names(x: Tensor, name: str) -> None:
     assert_type(load_model("regnety_nano_hashtags", weights=None), RegNet)
     assert_type(load_model("vit_b16", features_only=True), FeatureNet)
     model = load_model(name, num_classes=None)
-    assert_type(model, ViT | RegNet)
+    assert_type(model, ViT | RegNet | ResNet)
     assert_type(model(x), Tensor)
     assert_type(model.forward_head(model.forward_features(x), pre_logits=True), Tensor)
 
 
-def check_maps(x: Tensor, vit: ViT, regnet: RegNet, model: ViT | RegNet) -> None:
+def check_maps(x: Tensor, vit: ViT, regnet: RegNet, model: ViT | RegNet | ResNet) -> None:
     pairs = vit.forward_intermediates(x, return_prefix_tokens=True)
     assert_type(pairs, tuple[Tensor, list[tuple[Tensor, Tensor]]])
     assert_type(vit.forward_intermediates(x), tuple[Tensor, list[Tensor]])
@@ -50,7 +51,7 @@ def check_maps(x: Tensor, vit: ViT, regnet: RegNet, model: ViT | RegNet) -> None
     assert_type(FeaturePyramid(vit)(x), OrderedDict[str, Tensor])
 
 
-def check_inference(model: ViT | RegNet, image: Image.Image) -> None:
+def check_inference(model: ViT | RegNet | ResNet, image: Image.Image) -> None:
     assert_type(load_preprocess("vit_b16"), Transform)
     assert_type(load_preprocess(model, train=True, image_size=64), TrainTransform)
     assert_type(load_preprocess(model)(image), Tensor)

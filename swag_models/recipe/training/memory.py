@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
+from swag_models.architectures import STEM_WIDTH, Config, RegNetConfig, ResNetConfig, ViTConfig
 from swag_models.catalog import MODELS
 from swag_models.errors import ConfigError, suggest_names
 from swag_models.models.token_merging import count_merges
 from swag_models.models.vit_block import count_kept_patches
 from swag_models.recipe.config import Run
 from swag_models.recipe.config_overrides import override
-from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
+from swag_models.spec import ModelSpec
 
 TIMM_PREFIX = "timm:"  # of the architectures of students that are not in the catalog
 FLOAT_BYTES, HALF_BYTES = 4, 2
@@ -131,9 +132,9 @@ def estimate_activations(run: Run) -> int:
     """Estimate the bytes of activations of one sample of the largest size by formula.
 
     Every block stores the inputs of its matrix products, convolutions, norms and activation
-    functions; see `_size_vit_blocks` and `_size_regnet_blocks`. With gradient checkpointing a block
-    stores its input, and one block at a time is computed again. With a frozen backbone nothing is
-    stored, and the tensors of one block at a time are alive.
+    functions; see `_size_vit_blocks` and the functions after it. With gradient checkpointing a
+    block stores its input, and one block at a time is computed again. With a frozen backbone
+    nothing is stored, and the tensors of one block at a time are alive.
     """
     config, size = find_arch(run.arch).config, run.train_sizes[-1]
     product = count_product_bytes(run)
@@ -152,22 +153,26 @@ def count_product_bytes(run: Run) -> int:
 
 
 def list_blocks(
-    config: ViTConfig | RegNetConfig,
+    config: Config,
     image_size: int,
     product: int,
     patch_drop_rate: float = 0.0,
     merge_tokens: int = 0,
 ) -> list[BlockSize]:
-    """Sizes of a model's blocks; see `_size_vit_blocks` and `_size_regnet_blocks`."""
+    """Sizes of a model's blocks; see `_size_vit_blocks` and the functions after it."""
     if isinstance(config, ViTConfig):
         return list(_size_vit_blocks(config, image_size, product, patch_drop_rate, merge_tokens))
+    if isinstance(config, ResNetConfig):
+        return list(_size_resnet_blocks(config, image_size, product))
     return list(_size_regnet_blocks(config, image_size, product))
 
 
-def count_matrix_weights(config: ViTConfig | RegNetConfig) -> int:
+def count_matrix_weights(config: Config) -> int:
     """Weights in the matrices that Muon takes; see `find_matrices`."""
     if isinstance(config, ViTConfig):  # query, key, value, projection; two layers of the MLP
         return config.depth * config.width * (4 * config.width + 2 * config.mlp_width)
+    if isinstance(config, ResNetConfig):
+        return _count_resnet_matrices(config)
     count, width_before = 0, config.stem_width
     for width, depth in config.stages:
         count += width_before * width  # the convolution of the shortcut
@@ -298,3 +303,41 @@ def _size_regnet_blocks(config: RegNetConfig, image_size: int, product: int) -> 
             maps = 2 * side_before**2 + (6 if block == 0 else 5) * side**2
             yield BlockSize(inputs, product * width * maps)
         width_before = width
+
+
+def _size_resnet_blocks(config: ResNetConfig, image_size: int, product: int) -> Iterator[BlockSize]:
+    """Sizes of a ResNet's blocks of width W and inner width I that map pixels P to P'.
+
+    Counted as for a RegNet: for a bottleneck first 1x1 (2 IP), 3x3 (2 IP'), last 1x1 and the sum's
+    ReLU (2 WP'); for a basic block the two 3x3 (2 WP' each); the convolution of a shortcut (WP').
+
+    Args:
+        config: the architecture.
+        image_size: pixels.
+        product: bytes of a number in convolutions.
+    """
+    side, width_before = image_size // 4, STEM_WIDTH  # behind the stem and its pooling
+    for stage, ((width, depth), inner) in enumerate(zip(config.stages, config.inner_widths)):
+        for block in range(depth):
+            side_before, side = side, -(-side // 2) if block == 0 and stage else side
+            if config.block == "bottleneck":
+                values = 2 * inner * side_before**2 + (2 * inner + 2 * width) * side**2
+            else:
+                values = 4 * width * side**2
+            if width != width_before or side != side_before:
+                values += width * side**2
+            yield BlockSize(product * side_before**2 * width_before, product * values)
+            width_before = width
+
+
+def _count_resnet_matrices(config: ResNetConfig) -> int:
+    """Weights of the 1x1 convolutions of a ResNet."""
+    count, width_before = 0, STEM_WIDTH
+    for stage, ((width, depth), inner) in enumerate(zip(config.stages, config.inner_widths)):
+        if width != width_before or stage:
+            count += width_before * width  # the convolution of the shortcut
+        for _ in range(depth if config.block == "bottleneck" else 0):
+            count += width_before * inner + inner * width
+            width_before = width
+        width_before = width
+    return count

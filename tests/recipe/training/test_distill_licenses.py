@@ -10,7 +10,7 @@ from distill_support import TEACHER, distill_digits
 from runs import make_digits
 
 from swag_models import load_model
-from swag_models.catalog import NC_URL
+from swag_models.catalog.swag import NC_URL
 from swag_models.inference import Embedder
 from swag_models.inference.embed import write_embeddings
 from swag_models.publish import save

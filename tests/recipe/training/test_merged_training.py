@@ -11,6 +11,7 @@ import torch
 from runs import SETTINGS, make_digits, read_losses
 
 from swag_models import get_spec, load_model
+from swag_models.architectures import ViTConfig
 from swag_models.errors import ConfigError
 from swag_models.finetuning.defaults import choose_run
 from swag_models.inference import Embedder
@@ -28,7 +29,7 @@ from swag_models.recipe.training.memory import estimate_activations, find_arch
 from swag_models.recipe.training.model import make_model
 from swag_models.recipe.training.timm_student import make_timm_student
 from swag_models.recipe.training.trainer import train
-from swag_models.spec import Preprocess, ViTConfig
+from swag_models.spec import Preprocess
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NANO = "vit_nano_hashtags"

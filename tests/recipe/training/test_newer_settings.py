@@ -13,6 +13,7 @@ from runs import SETTINGS, make_digits, read_losses, read_weights
 from torch import Tensor
 
 from swag_models import load_model
+from swag_models.architectures import ViTConfig
 from swag_models.errors import ConfigError
 from swag_models.publish.model_info import count_flops
 from swag_models.recipe.augmentation import Augment
@@ -24,7 +25,7 @@ from swag_models.recipe.training.estimate import plan
 from swag_models.recipe.training.memory import estimate_activations, find_arch
 from swag_models.recipe.training.train_state import TrainState
 from swag_models.recipe.training.trainer import train
-from swag_models.spec import ModelSpec, Preprocess, ViTConfig
+from swag_models.spec import ModelSpec, Preprocess
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RUN = Run("vit_nano", 224, 64, steps=10, engine=Engine(precision="fp32"))

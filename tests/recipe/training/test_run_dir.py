@@ -20,7 +20,7 @@ from shards_support import make_shards
 from tiny import load_tiny
 
 from swag_models import load_model
-from swag_models.catalog import NC, NC_URL
+from swag_models.catalog.swag import NC, NC_URL
 from swag_models.cli import main
 from swag_models.errors import ConfigError
 from swag_models.publish import save

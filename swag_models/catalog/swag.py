@@ -1,51 +1,30 @@
-"""The catalog of all models and the sources of their weights.
+"""SWAG: pre-trained on the hashtags of 3.6 billion images (Singh et al. 2022, arXiv 2201.08371).
 
 Accuracy is in percent on the 50,000 validation images of ImageNet-1k, one centre crop, as published
-for `_in1k` by the authors (arXiv 2201.08371) and for `_in1k_linear` by torchvision, whose metadata
-are also the source of the GMACs and of the hash prefixes. The accuracy of the two models that ship
-with the library was measured on 960 generated images, 30 for each of 32 classes, with predictions
-limited to the hashtags of these classes.
+for `_in1k` by the authors and for `_in1k_linear` by torchvision, whose metadata are also the source
+of the GMACs and of the hash prefixes.
 """
 
-from pathlib import Path
 from typing import Literal
 
-from swag_models.spec import Metrics, ModelSpec, Preprocess, RegNetConfig, Source, ViTConfig
-
-VIT_B16 = ViTConfig(patch_size=16, depth=12, width=768, num_heads=12, mlp_width=3072)
-VIT_L16 = ViTConfig(patch_size=16, depth=24, width=1024, num_heads=16, mlp_width=4096)
-VIT_H14 = ViTConfig(patch_size=14, depth=32, width=1280, num_heads=16, mlp_width=5120)
-VIT_NANO = ViTConfig(patch_size=8, depth=4, width=96, num_heads=3, mlp_width=192)
-REGNETY_NANO = RegNetConfig(depth=4, w_0=48, w_a=48.0, w_m=2.0, group_width=48, stem_width=24)
-REGNETY_16GF = RegNetConfig(depth=18, w_0=200, w_a=106.23, w_m=2.48, group_width=112)
-REGNETY_32GF = RegNetConfig(depth=20, w_0=232, w_a=115.89, w_m=2.53, group_width=232)
-REGNETY_128GF = RegNetConfig(depth=27, w_0=456, w_a=160.83, w_m=2.52, group_width=264)
+from swag_models.architectures import RegNetConfig, ViTConfig
+from swag_models.catalog.configs import (
+    REGNETY_16GF,
+    REGNETY_32GF,
+    REGNETY_128GF,
+    VIT_B16,
+    VIT_H14,
+    VIT_L16,
+)
+from swag_models.spec import Metrics, ModelSpec, Preprocess, Source
 
 NC, NC_URL = "cc-by-nc-4.0", "https://github.com/facebookresearch/SWAG/blob/main/LICENSE"
 BACKBONE = "pre-trained on the hashtags of 3.6 billion public images; features only"
 FINE_TUNED = "pre-trained on hashtags, then fine-tuned end to end on ImageNet-1k"
 LINEAR = "pre-trained on hashtags, backbone frozen, linear classifier on ImageNet-1k"
-SCENES = (
-    "pre-trained on the hashtags of generated scenes by `python -m studies run`; "
-    "ships with the library"
-)
 
 
-def _read_vocabulary(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Read the classes of models that ship with the library, in the order of their logits.
-
-    Returns:
-        The hashtags, most frequent first, and the WordNet 3.0 ids of their meanings.
-    """
-    path = Path(__file__).parent / "weights" / f"{name}.tsv"
-    rows = [line.split("\t") for line in path.read_text("utf-8").splitlines()]
-    return tuple(hashtag for hashtag, _ in rows), tuple(synset for _, synset in rows)
-
-
-SCENE_CLASSES, SCENE_SYNSETS = _read_vocabulary("scenes")
-
-
-def _make_swag_spec(
+def _make_spec(
     name: str,
     variant: Literal["backbone", "in1k", "in1k_linear"],
     *,
@@ -73,13 +52,14 @@ def _make_swag_spec(
         license=NC,
         license_url=NC_URL,
         sources=sources,
+        pretraining="swag",
     )
 
 
 # A backbone's first source is the file of its linear classifier, which contains the same weights
 # and, unlike the backbone's own file, has a published hash.
-MODELS = (
-    _make_swag_spec(
+SWAG = (
+    _make_spec(
         "regnety_16gf",
         "backbone",
         config=REGNETY_16GF,
@@ -96,7 +76,7 @@ MODELS = (
             Source("hf://timm/regnety_160.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "regnety_16gf_in1k",
         "in1k",
         config=REGNETY_16GF,
@@ -114,7 +94,7 @@ MODELS = (
             Source("hf://timm/regnety_160.swag_ft_in1k/model.safetensors", "timm"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "regnety_16gf_in1k_linear",
         "in1k_linear",
         config=REGNETY_16GF,
@@ -131,7 +111,7 @@ MODELS = (
             Source("hf://timm/regnety_160.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "regnety_32gf",
         "backbone",
         config=REGNETY_32GF,
@@ -148,7 +128,7 @@ MODELS = (
             Source("hf://timm/regnety_320.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "regnety_32gf_in1k",
         "in1k",
         config=REGNETY_32GF,
@@ -166,7 +146,7 @@ MODELS = (
             Source("hf://timm/regnety_320.swag_ft_in1k/model.safetensors", "timm"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "regnety_32gf_in1k_linear",
         "in1k_linear",
         config=REGNETY_32GF,
@@ -183,7 +163,7 @@ MODELS = (
             Source("hf://timm/regnety_320.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "regnety_128gf",
         "backbone",
         config=REGNETY_128GF,
@@ -200,7 +180,7 @@ MODELS = (
             Source("hf://timm/regnety_1280.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "regnety_128gf_in1k",
         "in1k",
         config=REGNETY_128GF,
@@ -218,7 +198,7 @@ MODELS = (
             Source("hf://timm/regnety_1280.swag_ft_in1k/model.safetensors", "timm"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "regnety_128gf_in1k_linear",
         "in1k_linear",
         config=REGNETY_128GF,
@@ -235,7 +215,7 @@ MODELS = (
             Source("hf://timm/regnety_1280.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "vit_b16",
         "backbone",
         config=VIT_B16,
@@ -251,7 +231,7 @@ MODELS = (
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_b16.torch", "swag"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "vit_b16_in1k",
         "in1k",
         config=VIT_B16,
@@ -268,7 +248,7 @@ MODELS = (
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_b16_in1k.torch", "swag"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "vit_b16_in1k_linear",
         "in1k_linear",
         config=VIT_B16,
@@ -284,7 +264,7 @@ MODELS = (
             ),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "vit_l16",
         "backbone",
         config=VIT_L16,
@@ -300,7 +280,7 @@ MODELS = (
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_l16.torch", "swag"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "vit_l16_in1k",
         "in1k",
         config=VIT_L16,
@@ -317,7 +297,7 @@ MODELS = (
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_l16_in1k.torch", "swag"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "vit_l16_in1k_linear",
         "in1k_linear",
         config=VIT_L16,
@@ -333,7 +313,7 @@ MODELS = (
             ),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "vit_h14",
         "backbone",
         config=VIT_H14,
@@ -349,7 +329,7 @@ MODELS = (
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_h14.torch", "swag"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "vit_h14_in1k",
         "in1k",
         config=VIT_H14,
@@ -366,7 +346,7 @@ MODELS = (
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_h14_in1k.torch", "swag"),
         ),
     ),
-    _make_swag_spec(
+    _make_spec(
         "vit_h14_in1k_linear",
         "in1k_linear",
         config=VIT_H14,
@@ -379,52 +359,6 @@ MODELS = (
                 "https://download.pytorch.org/models/vit_h_14_lc_swag-c1eb923e.pth",
                 "torchvision",
                 "c1eb923e",
-            ),
-        ),
-    ),
-    ModelSpec(
-        name="vit_nano_hashtags",
-        arch="vit_nano",
-        variant="hashtags",
-        description=SCENES,
-        config=VIT_NANO,
-        preprocess=Preprocess(48),
-        num_classes=65,
-        classes=SCENE_CLASSES,
-        synsets=SCENE_SYNSETS,
-        num_params=327_809,
-        gmacs=0.013,
-        metrics=Metrics("960 held-out scenes", top1=24.06),
-        license="apache-2.0",
-        license_url="https://www.apache.org/licenses/LICENSE-2.0",
-        sources=(
-            Source(
-                "package://vit_nano_hashtags.safetensors",
-                "timm",
-                "7af0243e43e287e677240fb557066e056a40cd93ec232364050a66c9efa9a57d",
-            ),
-        ),
-    ),
-    ModelSpec(
-        name="regnety_nano_hashtags",
-        arch="regnety_nano",
-        variant="hashtags",
-        description=SCENES,
-        config=REGNETY_NANO,
-        preprocess=Preprocess(48),
-        num_classes=65,
-        classes=SCENE_CLASSES,
-        synsets=SCENE_SYNSETS,
-        num_params=446_819,
-        gmacs=0.011,
-        metrics=Metrics("960 held-out scenes", top1=32.6),
-        license="apache-2.0",
-        license_url="https://www.apache.org/licenses/LICENSE-2.0",
-        sources=(
-            Source(
-                "package://regnety_nano_hashtags.safetensors",
-                "timm",
-                "82db9f24c1011ec263c26cc0afa560a60fa6068355ff8d38a2579b4d56fde6b4",
             ),
         ),
     ),
