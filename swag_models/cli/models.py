@@ -1,4 +1,4 @@
-"""Subcommands about the catalog and its weight files: list, info, fetch, verify, convert."""
+"""Subcommands about the catalog and its weight files: list, info, fetch, bundle, verify, convert."""
 
 import argparse
 import json
@@ -83,6 +83,23 @@ def fetch(options: argparse.Namespace) -> int:
 
     for spec in match_specs(options.name):
         print_line(spec.name, fetch_weights(spec, progress=not options.quiet))
+    return OK
+
+
+def bundle(options: argparse.Namespace) -> int:
+    """Write weights with their licences and hashes into a folder for machines without a network."""
+    from swag_models.hub.bundle import write_bundle
+
+    specs = match_specs(options.name)
+    for spec in specs:
+        if SPECS.get(spec.name) is not spec:
+            raise ConfigError(
+                f"invalid NAME {spec.name}: allowed: models of the catalog; copy the folder of "
+                "any other model instead, and load it by its path"
+            )
+    folder = expand_path(options.output, "output")
+    for name, path in write_bundle(specs, folder, progress=not options.quiet).items():
+        print_line(name, path)
     return OK
 
 
@@ -171,6 +188,16 @@ def add_commands(add: AddCommand) -> None:
 
     command = add("fetch", fetch, "swag-models fetch vit_b16 'regnety_16gf*'")
     command.add_argument("name", nargs="+", help="models or shell patterns")
+    add_quiet_option(command)
+
+    command = add("bundle", bundle, "swag-models bundle vit_b16_in1k -o weights/")
+    command.add_argument("name", nargs="+", help="models or shell patterns")
+    command.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        help="folder to write, for SWAG_MODELS_CACHE or as the files of SWAG_MODELS_MIRROR",
+    )
     add_quiet_option(command)
 
     command = add("verify", verify, "swag-models verify")

@@ -31,6 +31,7 @@ logger = logging.getLogger("swag_models")
 # Resolutions of modification times, in nanoseconds. A copy of a file may have a coarser time than
 # the original: tar files and layers of container images have whole seconds, zip files have two.
 TIME_UNITS = (1, 100, 1000, 10**6, 10**9, 2 * 10**9)
+UNVERIFIED = -1
 MAX_RECORD_BYTES = 1 << 16
 PACKAGE_DATA = Path(__file__).parents[1] / "weights"
 
@@ -41,10 +42,11 @@ class CacheRecord:
 
     Attributes:
         url: URL of the source.
-        path: path of the file.
+        path: path of the file; in a bundle, relative to the cache folder.
         sha256: SHA-256 of the file, 64 hex digits.
         size: size of the file in bytes.
-        mtime_ns: modification time of the file, in nanoseconds since the epoch.
+        mtime_ns: modification time of the file, in nanoseconds since the epoch; `UNVERIFIED` if
+            the file has to be hashed before it is used.
     """
 
     url: str
@@ -103,6 +105,7 @@ def read_record(source: Source) -> CacheRecord | None:
     try:
         values = json.loads(read_regular(record_path(source), MAX_RECORD_BYTES))
         record = decode_fields(CacheRecord, values, positive=False)
+        record = replace(record, path=str(cache_folder() / record.path))
     except (OSError, ValueError, RecursionError):  # CacheError is an OSError too
         return None
     is_valid = record.url == source.url and SHA256.fullmatch(record.sha256)

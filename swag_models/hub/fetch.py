@@ -6,6 +6,7 @@ This module chooses the source; download.py downloads a single URL. The cache fo
   parts/                     unfinished downloads (part_file.py)
   locks/                     one lock file per download
   <name>                     a file that the user copied there
+A bundle (bundle.py) is a cache folder, too.
 """
 
 import contextlib

@@ -162,6 +162,7 @@ def test_a_closed_stdout_is_not_an_error() -> None:
         "list",
         "info",
         "fetch",
+        "bundle",
         "verify",
         "convert",
         "classify",

@@ -81,6 +81,7 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(
         ["list", HOSTILE],
         ["list", f"{HOSTILE}*"],
         ["fetch", HOSTILE],
+        ["bundle", HOSTILE, "-o", HOSTILE],
         ["verify", HOSTILE],
         ["convert", HOSTILE, "x.pth", "--to", "timm"],
         ["classify", HOSTILE, "--model", HOSTILE],
