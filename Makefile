@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo study test test-slow test-gpu gpu bench test-matrix test-floor faults peers mutants lint audit check fix clean
+.PHONY: docs release-check
 
 demo: .venv/core
 	$(BIN)/swag-models list
@@ -89,8 +90,23 @@ fix: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation as a site in build/site; a warning, for example a broken link, is an error. Needs no PyTorch.
+docs:
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-docs/bin/python -m pip install --quiet --group docs
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
+# Build the distributions and use the wheel alone in fresh environments of each Python that is installed; minutes, and
+# up to 6 GB of disk at a time. RELEASE="--python 3.12 --torch-index URL" selects versions, or an index of torch without CUDA.
+release-check:
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-release/bin/python -m pip install --quiet --group release
+	.venv-release/bin/python tests/release/check.py $(RELEASE)
+
 clean:
-	rm -rf .venv .venv-audit .venv-floor
+	rm -rf .venv .venv-audit .venv-docs .venv-floor .venv-release
 
 .venv/core: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; make PYTHON=...")'

@@ -1,4 +1,4 @@
-"""Bundles: written on one machine, used on another without a network, by cache folder and mirror."""
+"""Bundles: written on one machine, used on another as a cache folder or as a mirror."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def publish(url: str, monkeypatch: pytest.MonkeyPatch, digest: str | None) -> Mo
 
 
 @pytest.fixture(params=["published", "pinned"])
-def bundle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Path:
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     """A bundle that another machine wrote, moved to its own folder, without a network."""
     isolate(tmp_path / "first", monkeypatch)
     folder = tmp_path / "first" / "bundle"
