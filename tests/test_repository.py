@@ -117,6 +117,7 @@ def test_the_release_check_says_which_python_is_missing(
     assert check.find_python(own) == sys.executable
 
 
+@pytest.mark.slow  # makes an environment
 def test_the_release_check_reports_a_wheel_that_cannot_be_installed(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
