@@ -82,20 +82,13 @@ def check_single_process() -> None:
 
 @contextmanager
 def shared_work() -> "Iterator[DistContext]":
-    """The ranks of torchrun for a command that shares its work; this process alone without it.
-
-    Ranks wait long for each other, because rank 0 may compute for hours after all images are read.
-    """
-    from swag_models.recipe.training.distributed import (
-        LONGEST_WAIT,
-        SINGLE_PROCESS,
-        init_distributed,
-    )
+    """The ranks of torchrun for a command that shares its work; this process alone without it."""
+    from swag_models.recipe.training.distributed import SINGLE_PROCESS, init_distributed
 
     if read_environment("WORLD_SIZE", 1) == 1:
         yield SINGLE_PROCESS
         return
-    with init_distributed(timeout=LONGEST_WAIT) as dist:
+    with init_distributed() as dist:
         yield dist
 
 

@@ -26,8 +26,8 @@ from swag_models.runtime import import_extra, read_environment
 T = TypeVar("T")
 logger = logging.getLogger("swag_models")
 
-# For ranks that wait while rank 0 computes. A rank that ends closes its connections, which ends the
-# others at once.
+# For ranks that wait while rank 0 computes, perhaps for hours. A rank that ends closes its
+# connections, which ends the others at once.
 LONGEST_WAIT = timedelta(days=30)
 
 
@@ -39,11 +39,14 @@ class DistContext:
         rank: number of this process, from 0.
         world_size: number of processes.
         device: where this process trains.
+        main_group: process group that sends results of rank 0, with a timeout of `LONGEST_WAIT`
+            instead of torch's 30 minutes; None for the default group.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    main_group: torch_dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -69,7 +72,7 @@ class DistContext:
     def run_on_main(self, work: Callable[[], T]) -> T:
         """Call `work` on rank 0 only; see `run_on_main`."""
         if self.world_size > 1:
-            return run_on_main(work)
+            return run_on_main(work, self.main_group)
         result, error = _catch_error(work)
         if error:
             raise error
@@ -119,9 +122,7 @@ def _catch_error(
 
 
 @contextmanager
-def init_distributed(
-    device: torch.device | None = None, timeout: timedelta | None = None
-) -> Iterator[DistContext]:
+def init_distributed(device: torch.device | None = None) -> Iterator[DistContext]:
     """Initialise torch.distributed for the `with` block.
 
     The variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe the ranks, as
@@ -129,7 +130,6 @@ def init_distributed(
 
     Args:
         device: the CPU or a GPU; by default a GPU if there is one.
-        timeout: how long a rank waits for another one; by default torch's 30 minutes (10 on GPUs).
 
     Raises:
         ConfigError: the ranks cannot connect to each other, or outnumber the GPUs.
@@ -156,9 +156,7 @@ def init_distributed(
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         if "RANK" in os.environ:
-            torch_dist.init_process_group(
-                backend, rank=rank, world_size=world_size, timeout=timeout
-            )
+            torch_dist.init_process_group(backend, rank=rank, world_size=world_size)
         else:
             store = torch_dist.HashStore()  # type: ignore[attr-defined]
             torch_dist.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -170,7 +168,10 @@ def init_distributed(
         ) from None
     try:
         with _explain_errors(rank, device):
-            yield DistContext(rank, world_size, device)
+            main_group: Any = None
+            if world_size > 1:
+                main_group = torch_dist.new_group(timeout=LONGEST_WAIT, backend="gloo")
+            yield DistContext(rank, world_size, device, main_group)
             torch_dist.barrier()  # a rank that leaves early would break the others' connections
     finally:
         torch_dist.destroy_process_group()

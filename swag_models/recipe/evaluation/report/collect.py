@@ -36,7 +36,7 @@ from swag_models.recipe.evaluation.report.content import ReportContent
 from swag_models.recipe.evaluation.report.plots import write_plots
 from swag_models.recipe.evaluation.report.render import LoadImage, render_html, render_markdown
 from swag_models.recipe.evaluation.results import Evaluation, ImageResult, Probe
-from swag_models.recipe.training.distributed import LONGEST_WAIT, DistContext, init_distributed
+from swag_models.recipe.training.distributed import DistContext, init_distributed
 from swag_models.reruns import identify_packages, run_unless_done
 from swag_models.resumable import WorkFolder, read_result, run_once
 from swag_models.runtime import find_versions
@@ -149,7 +149,7 @@ def collect_report(
     probe_data = open_train_and_test(train, test) if train and test else ()
     results = _Results()
     work = WorkFolder(folder / MEASURED_FOLDER, output=folder)
-    with init_distributed(timeout=LONGEST_WAIT) as dist, ExitStack() as stack:
+    with init_distributed() as dist, ExitStack() as stack:
 
         def lock() -> None:
             stack.enter_context(work)
