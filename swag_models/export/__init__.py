@@ -186,7 +186,7 @@ def export_model(
         if dynamic_size and isinstance(eager, ViT) and eager.merge_tokens:
             raise ConfigError(
                 "dynamic_size is not possible with merge_tokens, whose graph depends on the size; "
-                "leave one of them out"
+                "leave it out, or pass merge_tokens=0"
             )
         metadata = Metadata(
             name=spec.name,
