@@ -1,4 +1,4 @@
-"""Subcommands about the catalog and its weight files: list, info, fetch, bundle, verify, convert."""
+"""Subcommands about the catalog and its files: list, info, fetch, bundle, verify, convert."""
 
 import argparse
 import json
