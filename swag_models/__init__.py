@@ -69,6 +69,21 @@ __all__ = [
     "resnext101_32x4d_swsl_in1k",
     "resnext101_32x8d_swsl_in1k",
     "resnext101_32x16d_swsl_in1k",
+    "vit_b16_mae",
+    "vit_b16_maws",
+    "vit_b16_maws_in1k",
+    "vit_l16_mae",
+    "vit_l16_maws",
+    "vit_l16_maws_in1k",
+    "vit_h14_mae",
+    "vit_h14_maws",
+    "vit_h14_maws_in1k",
+    "vit_2b14_mae",
+    "vit_2b14_maws",
+    "vit_2b14_maws_in1k",
+    "vit_6_5b14_mae",
+    "vit_6_5b14_maws",
+    "vit_6_5b14_maws_in1k",
     "vit_nano_hashtags",
     "regnety_nano_hashtags",
 ]
@@ -102,6 +117,21 @@ resnext50_32x4d_swsl_in1k = _make_resnet_builder("resnext50_32x4d_swsl_in1k")
 resnext101_32x4d_swsl_in1k = _make_resnet_builder("resnext101_32x4d_swsl_in1k")
 resnext101_32x8d_swsl_in1k = _make_resnet_builder("resnext101_32x8d_swsl_in1k")
 resnext101_32x16d_swsl_in1k = _make_resnet_builder("resnext101_32x16d_swsl_in1k")
+vit_b16_mae = _make_vit_builder("vit_b16_mae")
+vit_b16_maws = _make_vit_builder("vit_b16_maws")
+vit_b16_maws_in1k = _make_vit_builder("vit_b16_maws_in1k")
+vit_l16_mae = _make_vit_builder("vit_l16_mae")
+vit_l16_maws = _make_vit_builder("vit_l16_maws")
+vit_l16_maws_in1k = _make_vit_builder("vit_l16_maws_in1k")
+vit_h14_mae = _make_vit_builder("vit_h14_mae")
+vit_h14_maws = _make_vit_builder("vit_h14_maws")
+vit_h14_maws_in1k = _make_vit_builder("vit_h14_maws_in1k")
+vit_2b14_mae = _make_vit_builder("vit_2b14_mae")
+vit_2b14_maws = _make_vit_builder("vit_2b14_maws")
+vit_2b14_maws_in1k = _make_vit_builder("vit_2b14_maws_in1k")
+vit_6_5b14_mae = _make_vit_builder("vit_6_5b14_mae")
+vit_6_5b14_maws = _make_vit_builder("vit_6_5b14_maws")
+vit_6_5b14_maws_in1k = _make_vit_builder("vit_6_5b14_maws_in1k")
 vit_nano_hashtags = _make_vit_builder("vit_nano_hashtags")
 regnety_nano_hashtags = _make_regnet_builder("regnety_nano_hashtags")
 

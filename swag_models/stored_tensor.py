@@ -2,6 +2,8 @@
 
 import logging
 import math
+import mmap
+import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from swag_models.errors import CheckpointError
 from swag_models.hub.safetensors_header import MAX_AXES
 from swag_models.spec import Backend
 
+MAP_NORESERVE = 0x4000  # of Linux; Python names it from 3.11 on
 logger = logging.getLogger("swag_models")
 
 
@@ -168,8 +171,32 @@ def _map_file(path: Path, size: int) -> torch.UntypedStorage | None:
         return torch.UntypedStorage.from_file(str(path), False, size)  # type: ignore[return-value]
     # Some network and FUSE file systems cannot map; torch cannot open a name that is not UTF-8.
     except (RuntimeError, OSError, ValueError) as error:
+        if "Cannot allocate memory" in str(error) and (content := map_unreserved(path, size)):
+            return content
         reason = str(error).split(": ")[-1].splitlines()[0]
         logger.warning(
             '%s cannot be mapped (%s) and is read instead, as with backend="pread"', path, reason
         )
         return None
+
+
+def map_unreserved(path: Path, size: int) -> torch.UntypedStorage | None:
+    """Map a file that is larger than the memory; None where this is not possible.
+
+    Linux refuses an ordinary private mapping of more than it could hold if every page was changed.
+
+    Args:
+        path: the file.
+        size: its size in bytes.
+    """
+    if sys.platform != "linux":
+        return None
+    flags = mmap.MAP_PRIVATE | MAP_NORESERVE
+    try:
+        with open(path, "rb") as file:
+            pages = mmap.mmap(
+                file.fileno(), size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE
+            )
+    except (OSError, ValueError):
+        return None
+    return torch.frombuffer(pages, dtype=torch.uint8).untyped_storage()

@@ -66,7 +66,7 @@ def test_the_help_describes_the_public_names() -> None:
 
 
 def test_names_are_listed_by_pattern_and_filters() -> None:
-    assert swag_models.list_models("vit*", variant="in1k") == [
+    assert swag_models.list_models("vit*", variant="in1k", family="swag") == [
         "vit_b16_in1k",
         "vit_l16_in1k",
         "vit_h14_in1k",
@@ -76,13 +76,18 @@ def test_names_are_listed_by_pattern_and_filters() -> None:
         "regnety_32gf",
         "regnety_128gf",
     ]
-    assert swag_models.list_models(image_size=518) == ["vit_h14_in1k"]
+    assert swag_models.list_models("vit_h*", image_size=518) == [
+        "vit_h14_in1k",
+        "vit_h14_maws_in1k",
+    ]
     assert swag_models.list_models("densenet*") == []
     assert swag_models.list_models("*18*", family="swsl") == ["resnet18_swsl_in1k"]
     resnets = swag_models.list_models(family="resnet")
     assert resnets == swag_models.list_models("resne*")
     assert len(resnets) == 10
-    names = swag_models.list_models(include=["vit_?1*", "regnety_1*"], exclude=["*in1k*", "*nano*"])
+    names = swag_models.list_models(
+        include=["vit_?1*", "regnety_1*"], exclude=["*in1k*", "*nano*", "*ma*"]
+    )
     assert names == ["regnety_16gf", "regnety_128gf", "vit_b16", "vit_l16", "vit_h14"]
     assert "vit_b16" not in swag_models.list_models(exclude="vit*")
     for name in ("include", "exclude"):
@@ -97,7 +102,10 @@ def test_names_are_listed_by_pattern_and_filters() -> None:
         ({"variant": ""}, "unknown variant ''; allowed: .*in1k_linear, hashtags"),
         ({"arch": "vit_b_16"}, "unknown arch 'vit_b_16'; did you mean: vit_b16"),
         ({"family": "ViT"}, "unknown family 'ViT'; did you mean: vit"),
-        ({"family": 3}, "unknown family 3; allowed: swag, regnet, vit, wsl, resnet, swsl, scenes"),
+        (
+            {"family": 3},
+            "unknown family 3; allowed: swag, regnet, vit, wsl, resnet, swsl, maws",
+        ),
         ({"image_size": 385}, "unknown image_size 385; allowed: 224, 384"),
         ({"num_classes": "1000"}, "unknown num_classes '1000'; allowed: None, 1000, 65"),
         ({"license": "mit"}, "unknown license 'mit'; allowed: cc-by-nc-4.0, apache-2.0"),

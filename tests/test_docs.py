@@ -232,7 +232,7 @@ def test_the_model_table_is_the_catalog() -> None:
         spec = swag_models.get_spec(name)
         accuracy = "-"
         if spec.metrics and spec.metrics.dataset == "imagenet-1k":
-            accuracy = f"{spec.metrics.top1} / {spec.metrics.top5}"
+            accuracy = f"{spec.metrics.top1} / {spec.metrics.top5 or '-'}"
         output = "features" if spec.num_classes is None else f"{spec.num_classes} classes"
         parameters = f"{spec.num_params / 1e6:.1f}M"
         included = (Path(swag_models.__file__).parent / "weights" / f"{name}.safetensors").exists()

@@ -2,7 +2,9 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from swag_models.api import FILTERS, SPECS, get_spec, list_models
@@ -17,10 +19,38 @@ from swag_models.cli.common import (
 )
 from swag_models.cli.output import print_data, print_line, print_message
 from swag_models.errors import ConfigError, SignatureError
+from swag_models.formatting import describe
 from swag_models.merged_accuracy import MERGED_ACCURACY
 from swag_models.paths import expand_path
 from swag_models.registry import list_values
 from swag_models.spec import ModelSpec
+
+# Best first: the most accurate, the smallest, the fastest
+SORT_KEYS: dict[str, Callable[[ModelSpec], Any]] = {
+    "name": lambda spec: spec.name,
+    "top1": lambda spec: -(find_top1(spec) or -1),
+    "params": lambda spec: spec.num_params,
+    "gmacs": lambda spec: spec.gmacs,
+    "size": lambda spec: math.prod(spec.preprocess.size),
+}
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def parse_count(text: str) -> float:
+    """Return a number of parameters, such as 100M, 1.5B or 86000000.
+
+    Args:
+        text: a positive number, optionally with K, M or B behind it.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)([kmb]?)", text.strip().lower(), re.ASCII)
+    if not match:
+        raise argparse.ArgumentTypeError(
+            f"invalid number {describe(text)}: allowed: a positive number with K, M or B, as 100M"
+        )
+    return float(match[1]) * UNITS[match[2]]
 
 
 def list_(options: argparse.Namespace) -> int:
@@ -30,6 +60,10 @@ def list_(options: argparse.Namespace) -> int:
     }
     matching = match_specs(options.pattern or ["*"])
     specs = [SPECS[name] for name in list_models("*", **filters) if SPECS[name] in matching]
+    if options.max_params is not None:
+        specs = [spec for spec in specs if spec.num_params <= options.max_params]
+    if options.sort:
+        specs.sort(key=SORT_KEYS[options.sort])
     if options.json:
         print_data(json.dumps([spec.to_dict() for spec in specs], indent=2))
         return OK
@@ -180,6 +214,12 @@ def add_commands(add: AddCommand) -> None:
             metavar=name.upper(),
             help=", ".join(map(str, values)),
         )
+    command.add_argument(
+        "--sort", choices=tuple(SORT_KEYS), help="order, the most accurate or smallest first"
+    )
+    command.add_argument(
+        "--max-params", type=parse_count, metavar="N", help="largest number of parameters, as 100M"
+    )
     add_json_option(command, "print the full specs as JSON")
 
     command = add("info", info, "swag-models info vit_b16_in1k")
@@ -226,10 +266,19 @@ def add_commands(add: AddCommand) -> None:
     add_backend_option(command)
 
 
-def _format_top1(spec: ModelSpec) -> str:
-    """The accuracy on ImageNet-1k: that on other data is not comparable, and is in `info`."""
+def find_top1(spec: ModelSpec) -> float | None:
+    """Return the accuracy on ImageNet-1k: that on other data is not comparable, and is in `info`.
+
+    Args:
+        spec: the model.
+    """
     metrics = spec.metrics
-    return f"{metrics.top1:.2f}" if metrics and metrics.dataset == "imagenet-1k" else "-"
+    return metrics.top1 if metrics and metrics.dataset == "imagenet-1k" else None
+
+
+def _format_top1(spec: ModelSpec) -> str:
+    top1 = find_top1(spec)
+    return "-" if top1 is None else f"{top1:.2f}"
 
 
 def _format_size(spec: ModelSpec) -> str:

@@ -4,6 +4,7 @@ A record holds the path and SHA-256 of the verified file of a source. Uses no ne
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -17,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from swag_models.archives import is_zip
 from swag_models.atomic import write_json
+from swag_models.catalog import MODELS
 from swag_models.decoding import decode_fields
 from swag_models.errors import CacheError, CheckpointError
 from swag_models.formatting import escape_unprintable
@@ -264,6 +266,15 @@ def is_complete(path: Path) -> bool:
         return True
 
 
+@functools.cache
+def find_shared_names() -> frozenset[str]:
+    """Return the file names in the catalog that stand for several files."""
+    urls: dict[str, set[str]] = {}
+    for source in (source for spec in MODELS for source in spec.sources):
+        urls.setdefault(source.file_name, set()).add(source.url)
+    return frozenset(name for name, places in urls.items() if len(places) > 1)
+
+
 def _candidates(source: Source, record: CacheRecord | None, expected: str | None) -> Iterator[Path]:
     """Paths where the file may be, the most specific first."""
     if not is_remote(source):
@@ -274,6 +285,8 @@ def _candidates(source: Source, record: CacheRecord | None, expected: str | None
         yield Path(record.path)
     if expected:
         yield from sorted(cache.glob(f"files/{expected}*/*"))
+    if expected is None and source.file_name in find_shared_names():
+        return  # by its name, the file of another model could be taken for this one
     yield cache / source.file_name
     if source.url.startswith("hf://"):
         if path := find_cached(*parse_url(source.url)):

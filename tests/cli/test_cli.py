@@ -57,6 +57,33 @@ def test_list_takes_patterns_and_filters(capsys: Capture) -> None:
     assert swag_models.ModelSpec.from_dict(spec) == swag_models.get_spec("vit_h14_in1k")
 
 
+def test_list_sorts_and_limits_the_parameters(capsys: Capture) -> None:
+    arguments = ["list", "--sort", "top1", "--max-params", "100M", "--license", "cc-by-nc-4.0"]
+    assert main(arguments) == 0
+    _, *rows = capsys.readouterr().out.splitlines()
+    names = [row.split()[0] for row in rows]
+    assert names[:3] == ["vit_b16_maws_in1k", "regnety_16gf_in1k", "vit_b16_in1k"]
+    assert all(swag_models.get_spec(name).num_params <= 10**8 for name in names)
+    accuracies = [row.split()[6] for row in rows]
+    known = [float(value) for value in accuracies if value != "-"]
+    assert known == sorted(known, reverse=True)
+    assert accuracies[len(known) :] == ["-"] * (len(rows) - len(known))
+    assert main(["list", "--family", "swsl", "--sort", "gmacs", "--max-params", "0.03B"]) == 0
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == [
+        "resnet18_swsl_in1k",
+        "resnet50_swsl_in1k",
+        "resnext50_32x4d_swsl_in1k",
+    ]
+
+
+@pytest.mark.parametrize("value", ["many", "-1", "1e9", "5G", ""])
+def test_a_number_of_parameters_is_checked(value: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["list", f"--max-params={value}"])
+    assert "with K, M or B, as 100M" in capsys.readouterr().err
+
+
 def test_list_and_the_processes_that_pack_images_do_not_import_torch() -> None:
     code = """
 import sys
@@ -91,7 +118,7 @@ def test_info_shows_sources_hashes_and_licence(capsys: Capture) -> None:
     ("arguments", "message"),
     [
         (["info", "resnet50"], "unknown model 'resnet50'; "),
-        (["list", "resnet*"], "no model matches 'resnet*'; known: "),
+        (["list", "densenet*"], "no model matches 'densenet*'; known: "),
         ([*CLASSIFY, "nothing/*.png"], "no image in nothing/*.png; "),
         ([*CLASSIFY, str(SCENES), "--top-k", "0"], "invalid top_k 0: allowed: 1 or more"),
         (

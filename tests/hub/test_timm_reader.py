@@ -92,7 +92,7 @@ def test_a_folder_may_be_saved_again_with_other_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet18", {}, "architecture is 'resnet18', which this library does not have"),
+        ("resnet18d", {}, "architecture is 'resnet18d', which this library does not have"),
         ("vit_wee_patch16_reg1_gap_256", {}, "architecture is 'vit_wee_patch16_reg1_gap_256'"),
         ("vit_tiny_patch16_224", {"global_pool": "avg"}, "the norm is behind the pooling"),
         ("vit_tiny_patch16_224", {"global_pool": "map"}, "global_pool is 'map'; allowed: token"),
