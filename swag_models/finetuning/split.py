@@ -136,7 +136,7 @@ def _count_held_out(contents: list[str], share: float) -> int:
 
 
 def _measure(path: Path) -> int:
-    """Size of a file in bytes; a number of its own if it cannot be read."""
+    """Size of a file in bytes; -1 if it cannot be read."""
     try:
         return path.stat().st_size
     except OSError:
