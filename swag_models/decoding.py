@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -56,7 +57,7 @@ def decode_fields(
     Raises:
         ConfigError: a field is unknown, missing, of another type or out of range.
     """
-    hints = get_type_hints(cls)
+    hints = _read_hints(cls)  # type: ignore[arg-type]  # mypy: a variable is not hashable
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     subject = path.rstrip(".") or name or cls.__name__
     if not isinstance(data, dict):
@@ -77,6 +78,12 @@ def decode_fields(
         raise ConfigError(f"{subject}: {str(error).split('() ')[-1]}") from None
     except ConfigError as error:  # from __post_init__, which does not know the path
         raise ConfigError(f"{path}{error}") from None
+
+
+@cache
+def _read_hints(cls: type[Any]) -> dict[str, Any]:
+    """The annotations of a dataclass; cached, because thousands of objects may have one class."""
+    return get_type_hints(cls)
 
 
 def decode_value(hint: Any, value: Any, path: str, *, positive: bool = True) -> Any:
@@ -155,5 +162,6 @@ def _describe_type(option: Any, positive: bool) -> str:
         bool: "true, false",
         str: "a text",
         dict: "an object",
+        list: "a list",
         NoneType: "none",
     }[get_origin(option) or option]

@@ -1,6 +1,5 @@
 """Load batches from shards for a training loop: reproducible, and resumable after any batch."""
 
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,8 @@ from swag_models.recipe.data.collate import (
     choose_transform,
     make_data_loader,
 )
-from swag_models.recipe.data.shards import Sample, Shards, find_shards
+from swag_models.recipe.data.shard_list import ShardList
+from swag_models.recipe.data.shards import Sample, Shards, check_shards_exist, find_shards
 from swag_models.recipe.data.stream import UNREACHABLE_EPOCH, Position, ShardStream
 from swag_models.recipe.limits import check_workers
 from swag_models.runtime import read_environment
@@ -159,6 +159,9 @@ class Loader:
                 f"invalid rank {rank}: with world_size {world_size} allowed 0 to {world_size - 1}"
             )
         self.streams = max(1, workers)  # without workers, this process reads one stream
+        if isinstance(shards, ShardList):
+            # Only a part, because a million files would be looked up by every rank.
+            check_shards_exist(shards[rank::world_size])
         # With other repeat factors the number is not known without reading all labels.
         self.samples = manifest["samples"] if manifest and not repeat else None
         self.steps = _count_steps(steps, self.samples, batch_size * world_size)
@@ -183,8 +186,6 @@ class Loader:
             skip_broken=skip_broken,
         )
         self._loader = make_data_loader(self._stream, workers, **options)
-        # Names only, so that a run can be resumed after the shards were moved.
-        names = "\n".join(url.rpartition("/")[2] for url in urls)
         # The order of the samples depends on these; a state is valid only for equal values.
         self._identity = {
             "seed": seed,
@@ -194,7 +195,8 @@ class Loader:
             "window": window,
             "buffer": buffer,
             "exact": self.steps is None,
-            "shards": hashlib.sha256(names.encode()).hexdigest()[:16],
+            # Names only, so that a run can be resumed after the shards were moved.
+            "shards": urls.names_sha256[:16],
         }
         self.epoch, self.step = 0, 0
         self.skipped = Counter[str]()

@@ -21,13 +21,12 @@ labels, and manifest.json with these entries:
 
 import os
 import re
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swag_models.decoding import decode_fields, parse_json
+from swag_models.decoding import decode_fields, decode_value, parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun, describe_error
 from swag_models.hub.download import hash_file
@@ -39,6 +38,7 @@ from swag_models.runtime import count_cpus
 MANIFEST_FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 MAX_REPEAT = 1_000_000  # copies of an image in an epoch
+MAX_NUMBER = 2**63 - 1
 MAX_CLASSES = 1_000_000  # a model has a weight vector for each
 # A manifest may come from someone else, so it may only name plain files: no path, URL or command.
 # File systems allow 255 bytes.
@@ -63,6 +63,9 @@ class _ShardEntry:
             )
 
 
+SHARD_ENTRIES = {field.name for field in fields(_ShardEntry)}
+
+
 @dataclass(frozen=True)
 class _Manifest:
     """The types of a manifest's entries, which the docstring of this module describes."""
@@ -77,7 +80,7 @@ class _Manifest:
     samples: float
     unlabelled: int
     rejects: dict[str, Any]
-    shards: tuple[_ShardEntry, ...]
+    shards: list[Any]  # checked by `_check_shards`, because there may be millions
     class_names: tuple[str, ...] | None = None
     class_samples: tuple[float, ...] | None = None  # earlier versions did not count them
 
@@ -95,9 +98,7 @@ class _Manifest:
                 )
         if self.shards and not self.samples:
             raise ConfigError("samples is 0, but shards are listed; pack again")
-        counts = Counter(shard.name for shard in self.shards)
-        if repeated := [name for name, count in counts.items() if count > 1]:
-            raise ConfigError(f"shards lists {repeated[0]!r} more than once; pack again")
+        _check_shards(self.shards)
         # each was rounded, and so was their sum
         if (
             self.class_samples
@@ -112,7 +113,31 @@ class _Manifest:
             )
 
 
-def _check_ranges(maximum: int = 2**63 - 1, **values: float) -> None:
+def _check_shards(shards: list[Any]) -> None:
+    """Raise ConfigError for an entry of a shard that is invalid, or a name that occurs twice.
+
+    There may be millions of shards: only an entry that is not valid is decoded, for its message.
+    """
+    names, is_name = set[str](), SHARD_NAME.fullmatch
+    for number, shard in enumerate(shards):
+        if not (
+            type(shard) is dict
+            and shard.keys() == SHARD_ENTRIES
+            and type(name := shard["name"]) is str
+            and is_name(name)
+            and type(shard["count"]) is int
+            and 0 <= shard["count"] <= MAX_NUMBER
+            and type(shard["bytes"]) is int
+            and 0 <= shard["bytes"] <= MAX_NUMBER
+            and type(shard["sha256"]) is str
+        ):
+            decode_value(_ShardEntry, shard, f"shards[{number}]", positive=False)
+        if name in names:
+            raise ConfigError(f"shards lists {name!r} more than once; pack again")
+        names.add(name)
+
+
+def _check_ranges(maximum: int = MAX_NUMBER, **values: float) -> None:
     """Raise ConfigError if a value is not from 0 to the maximum."""
     for name, value in values.items():
         if not 0 <= value <= maximum:

@@ -16,6 +16,7 @@ from swag_models.formatting import describe_error
 from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.paths import expand_location
 from swag_models.recipe.data.manifest import MANIFEST_FILE, read_manifest
+from swag_models.recipe.data.shard_list import ShardList
 from swag_models.recipe.data.urls import ByteStream, is_url, open_stream, read_all
 from swag_models.runtime import import_extra
 
@@ -27,13 +28,13 @@ Shards = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Sample = dict[str, Any]
 
 
-def find_shards(shards: Shards) -> tuple[list[str], dict[str, Any] | None]:
+def find_shards(shards: Shards) -> tuple[ShardList, dict[str, Any] | None]:
     """List the paths or URLs of all shards, in order, and read their manifest.
 
     Args:
         shards: a packed folder; the path or URL of its manifest.json; a path, a URL (see
             `open_stream`), a shell pattern, or a pattern with {000..999}; or a sequence of the
-            last four.
+            last four. A ShardList is returned as it is.
 
     Returns:
         The paths or URLs, and the manifest, or None without one.
@@ -41,9 +42,32 @@ def find_shards(shards: Shards) -> tuple[list[str], dict[str, Any] | None]:
     Raises:
         ConfigError: the shards do not exist, or the manifest cannot be read.
     """
+    if isinstance(shards, ShardList):
+        return shards, None
     if not isinstance(shards, (str, os.PathLike)):
         urls = [url for pattern in shards for url in _expand_pattern(expand_location(pattern))]
-        return _check_not_empty(urls, shards), None
+        return _list_shards(urls, shards), None
+    source = _find_manifest(shards)
+    if not source.endswith(MANIFEST_FILE):
+        return _list_shards(_expand_pattern(source), shards), None
+    manifest = read_manifest(source)
+    # "./", so that a bare name is never mistaken for a URL or a command.
+    prefix = source.removesuffix(MANIFEST_FILE) or f".{os.sep}"
+    urls = [prefix + shard["name"] for shard in manifest["shards"]]
+    return _list_shards(urls, shards), manifest
+
+
+def check_shards_exist(urls: Iterable[str]) -> None:
+    """Raise ConfigError if a shard is neither a file nor a URL."""
+    for url in urls:
+        if not is_url(url) and not os.path.exists(url):
+            raise ConfigError(
+                f"shard {url} does not exist; give a packed folder, paths, URLs or patterns"
+            )
+
+
+def _find_manifest(shards: str | os.PathLike[str]) -> str:
+    """Return the path of the manifest in a packed folder; any other path or URL as it is."""
     source = expand_location(shards)
     if os.path.isdir(source):
         if not os.path.exists(os.path.join(source, MANIFEST_FILE)):
@@ -52,22 +76,16 @@ def find_shards(shards: Shards) -> tuple[list[str], dict[str, Any] | None]:
                 f"{source}/*.tar"
             )
         source = os.path.join(source, MANIFEST_FILE)
-    if not source.endswith(MANIFEST_FILE):
-        return _check_not_empty(_expand_pattern(source), shards), None
-    manifest = read_manifest(source)
-    # "./", so that a bare name is never mistaken for a URL or a command.
-    prefix = source.removesuffix(MANIFEST_FILE) or f".{os.sep}"
-    urls = [prefix + shard["name"] for shard in manifest["shards"]]
-    return _check_not_empty(urls, shards), manifest
+    return source
 
 
 def hash_shards(shards: Shards) -> str:
     """Return the SHA-256 of the manifest, or without one of the names of shards and file sizes."""
-    urls, manifest = find_shards(shards)
-    if manifest:
-        source = expand_location(shards)  # type: ignore[arg-type]  # a sequence has no manifest
-        path = os.path.join(source, MANIFEST_FILE) if os.path.isdir(source) else source
-        return hashlib.sha256(read_all(path)).hexdigest()
+    if isinstance(shards, (str, os.PathLike)):
+        source = _find_manifest(shards)
+        if source.endswith(MANIFEST_FILE):
+            return hashlib.sha256(read_all(source)).hexdigest()
+    urls, _ = find_shards(shards)
     sizes = [
         (os.path.basename(url), os.path.getsize(url) if os.path.exists(url) else None)
         for url in urls
@@ -226,18 +244,14 @@ def _expand_pattern(pattern: str) -> list[str]:
     paths = [
         path for url in urls for path in (sorted(glob.glob(url)) if glob.has_magic(url) else [url])
     ]
-    for path in paths:
-        if not os.path.isfile(path):
-            raise ConfigError(
-                f"shard {path} does not exist; give a packed folder, paths, URLs or patterns"
-            )
+    check_shards_exist(paths)
     return paths
 
 
-def _check_not_empty(urls: list[str], shards: Shards) -> list[str]:
+def _list_shards(urls: list[str], shards: Shards) -> ShardList:
     if not urls:
         raise ConfigError(
             f"no shard in {shards}; give a packed folder, paths, URLs or patterns such as "
             "'shard-{000000..000009}.tar'"
         )
-    return urls
+    return ShardList(urls)

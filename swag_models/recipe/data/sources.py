@@ -29,6 +29,7 @@ from swag_models.recipe.data.datasets import (
     open_image_folder,
 )
 from swag_models.recipe.data.manifest import MANIFEST_FILE
+from swag_models.recipe.data.shard_list import ShardList
 from swag_models.recipe.data.shards import (
     Shards,
     check_vocabulary,
@@ -142,7 +143,7 @@ class ShardSource:
     """
 
     title: str
-    urls: list[str]
+    urls: ShardList
     num_classes: int | None
     label_classes: int | None
     class_names: tuple[str, ...] | None

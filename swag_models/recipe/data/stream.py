@@ -34,6 +34,7 @@ from swag_models.formatting import count_noun
 from swag_models.image_formats import IMAGE_SUFFIXES
 from swag_models.recipe.data.collate import WorkerResult
 from swag_models.recipe.data.manifest import MAX_CLASSES, MAX_REPEAT
+from swag_models.recipe.data.shard_list import ShardList, order_shards
 from swag_models.recipe.data.shards import Sample, read_shard
 
 UNREACHABLE_EPOCH = 2**62  # the `stop` of endless streams
@@ -60,7 +61,7 @@ class ShardStream(IterableDataset[WorkerResult]):
         streams: number of streams of a rank: one per worker.
     """
 
-    urls: list[str]
+    urls: ShardList
     decode: Callable[[Sample], Any]
     collate: Callable[[list[Any]], Any]
     batch_size: int
@@ -101,7 +102,7 @@ class ShardStream(IterableDataset[WorkerResult]):
         position = Position(*numbers[3 * stream : 3 * stream + 3])
         batch, skipped = list[Any](), Counter[str]()
         try:
-            for sample, next_position in self._draw_samples(stream, position, stop, skipped):
+            for sample, next_position in self.draw_samples(stream, position, stop, skipped):
                 position, sample["step"] = next_position, step
                 try:
                     batch.append(self._decode_sample(sample))
@@ -112,7 +113,7 @@ class ShardStream(IterableDataset[WorkerResult]):
                 if len(batch) == self.batch_size:
                     yield WorkerResult(self.collate(batch), dict(skipped), None, stream, position)
                     batch, step = [], step + self.streams
-                    skipped.clear()  # in place, because `_draw_samples` adds to the same object
+                    skipped.clear()  # in place, because `draw_samples` adds to the same object
             if batch or skipped:
                 last_batch = self.collate(batch) if batch else None
                 yield WorkerResult(last_batch, dict(skipped), None, stream, Position(stop))
@@ -123,14 +124,33 @@ class ShardStream(IterableDataset[WorkerResult]):
         with seed_torch(sample["seed"]):
             return self.decode(sample)
 
-    def _draw_samples(
+    def list_shards(self, stream: int, epoch: int) -> list[int]:
+        """Return the numbers of the shards of a stream in an epoch, in their order.
+
+        Args:
+            stream: number of the stream, from 0 to `streams`.
+            epoch: number of the epoch.
+        """
+        order = order_shards(len(self.urls), self.seed, epoch)
+        numbers: list[int] = order[
+            self.rank * self.streams + stream :: self.world_size * self.streams
+        ].tolist()
+        return numbers
+
+    def draw_samples(
         self, stream: int, start: Position, stop: int, skipped: Counter[str]
     ) -> Iterator[tuple[Sample, Position]]:
-        """Yield the samples of a stream, each with the position after it."""
+        """Yield the samples of a stream before they are decoded, each with the position after it.
+
+        Args:
+            stream: number of the stream, from 0 to `streams`.
+            start: position to start from.
+            stop: epoch at which the stream ends.
+            skipped: message -> number of broken samples and shards; is added to.
+        """
         (epoch, first_window, taken), empty_epochs = start, 0
-        first_shard, step = self.rank * self.streams + stream, self.world_size * self.streams
         while epoch < stop:
-            shards = self._order_shards(epoch)[first_shard::step]
+            shards = self.list_shards(stream, epoch)
             empty_epochs += 1
             for window in range(first_window, math.ceil(len(shards) / self.window)):
                 window_shards = shards[window * self.window : (window + 1) * self.window]
@@ -222,10 +242,6 @@ class ShardStream(IterableDataset[WorkerResult]):
         if image := next((sample[key] for key in IMAGE_KEYS if key in sample), None):
             sample["image"] = image
         return sample
-
-    def _order_shards(self, epoch: int) -> list[int]:
-        shards = range(len(self.urls))
-        return sorted(shards, key=lambda shard: _hash_values(self.seed, epoch, "shard", shard))
 
 
 def _read_classes(classes: Any) -> tuple[int, ...]:

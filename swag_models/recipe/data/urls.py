@@ -31,7 +31,7 @@ COMMAND_PREFIX = "pipe:"
 PROTOCOL_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 HTTP_HEADERS = {"Accept-Encoding": "identity"}
 BUFFER_SIZE = 1 << 16  # bytes
-MAX_WHOLE_SIZE = 1 << 28  # bytes that `read_all` returns: the manifest of a million shards
+MAX_WHOLE_SIZE = 1 << 30  # bytes that `read_all` returns: the manifest of 6 million shards
 
 
 class ByteStream(Protocol):
