@@ -30,7 +30,7 @@ test-slow: .venv/serve
 test-gpu: .venv/dev
 	$(BIN)/python -m pytest tests/gpu tests/recipe/training tests/inference
 
-# Every benchmark beside its peers, in one table: benchmarks/RESULTS.md. Rerun it to resume; about 3 hours.
+# Every benchmark beside its peers, in one table: benchmarks/RESULTS.md. Rerun it to resume; about 2 hours.
 # BENCH="--quick" tries all of them with small inputs, BENCH="--only vit_b16 --rounds 11" measures a part.
 bench: .venv/bench
 	$(BIN)/python -m benchmarks.run $(BENCH)

@@ -54,7 +54,9 @@ def measure(arch: str, rounds: int, dtypes: list[str], folder: Path) -> None:
         report = export.export_model(
             model, folder / f"{dtype}.onnx", spec=spec, dtype=dtype, images=images_folder
         )
-        session = onnxruntime.InferenceSession(report.path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()  # it ignores OMP_NUM_THREADS
+        session = onnxruntime.InferenceSession(report.path, options)
         reports[dtype] = report
         runs[dtype] = lambda images, session=session: session.run(None, {"images": images.numpy()})
     images = torch.randn(count, 3, 224, 224)

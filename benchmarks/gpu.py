@@ -40,6 +40,7 @@ from results import RESULTS, ROOT, Result, ResultFile, describe_machine, find_so
 from swag_models.errors import SwagModelsError
 from swag_models.formatting import count_noun
 from swag_models.recipe.training.logging import find_peak
+from swag_models.runtime import count_cpus
 
 ROUNDS, MIN_SECONDS = 11, 0.2
 MIN_TORCH = (2, 11)
@@ -56,7 +57,7 @@ BUILD = ROOT / "build" / "benchmarks"  # results of the CPU
 class Child:
     """A process that compiles the ways of a row, then waits until it may measure them."""
 
-    def __init__(self, row: GpuRow, folder: Path, device: str) -> None:
+    def __init__(self, row: GpuRow, folder: Path, device: str, threads: int) -> None:
         folder.mkdir()
         self.row, self.output = row, folder / "result.json"
         self.log = (folder / "log").open("w+b")
@@ -64,6 +65,7 @@ class Child:
         self.process = subprocess.Popen(
             [*command, str(self.output)],
             cwd=ROOT,
+            env={**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": str(threads)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -180,8 +182,9 @@ def run_rows(
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         children = []
+        threads = max(1, count_cpus() // max(1, len(rows)))
         for number, row in enumerate(rows):
-            children.append(Child(row, Path(folder, str(number)), device))
+            children.append(Child(row, Path(folder, str(number)), device, threads))
             stack.callback(children[-1].close)
         compiling = set(children)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from results import Machine, Ratio, Result, compare, is_own, read_results
 
 from swag_models.atomic import write_text
-from swag_models.formatting import markdown_table
+from swag_models.formatting import count_noun, markdown_table
 from swag_models.recipe.plotting import make_figure, save_png
 
 CAUSES = Path(__file__).with_name("causes.json")
@@ -97,7 +97,7 @@ def _format_machines(machines: Machines, letters: dict[str, str]) -> str:
         measured = [row for row in rows.values() if not row.failed]
         dates = sorted({row.date for row in measured})
         others = [row.other_work for row in measured if row.other_work is not None]
-        clocks = sorted({row.clock for row in measured})
+        clocks = sorted({_describe_clock(row) for row in measured})
         busy = f"{statistics.median(others):.1f} (up to {max(others):.1f})" if others else "unknown"
         cpu = f"{machine.cpu} ({machine.instructions or 'no AVX2'}), {machine.cores} cores, {machine.memory_gib} GiB"
         table.append(
@@ -113,6 +113,11 @@ def _format_machines(machines: Machines, letters: dict[str, str]) -> str:
         )
     header = ["", "machine", "clock", "CPUs in use by other work", "date", "commit", "versions"]
     return f"{markdown_table(header, table)}\n"
+
+
+def _describe_clock(row: Result) -> str:
+    threads = row.settings.get("threads")
+    return f"{row.clock}, {count_noun(threads, 'thread')}" if threads else row.clock
 
 
 def _list_versions(rows: Sequence[Result]) -> str:

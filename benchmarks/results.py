@@ -82,7 +82,7 @@ class Result:
         missing: reasons why a way was not measured, by label.
         notes: other figures, by label, for example {"swag_models": "MFU 51%"}.
         failed: why nothing was measured; empty if something was.
-        settings: what must be equal for a finished row to be kept: source, rounds and clock.
+        settings: what must be equal for a finished row to be kept: source, rounds, clock, threads.
         other_work: CPUs that other processes used during the measurement; None if not known.
     """
 

@@ -5,8 +5,9 @@
 Each row of `rows.py` is measured in a process of its own, and written to results/MACHINE.json when it
 is finished; then RESULTS.md and results.png are written from the files of all machines. An
 interrupted run is resumed by the same command: rows that were finished with the same package
-source, number of rounds and clock are kept. --again measures them again. On a machine with other
-work, pass --clock cpu, which compares CPU times. --quick takes 3 rounds of smaller inputs, as a test
+source, rounds, clock and threads are kept. --again measures them again. On a machine with other
+work, pass --clock cpu, which compares CPU times with one thread: several would wait for each other,
+which counts as CPU time. OMP_NUM_THREADS sets another number for both clocks. --quick takes 3 rounds of smaller inputs, as a test
 of the benchmarks, and writes to build/benchmarks. The exit status is 1 if a row failed.
 """
 
@@ -32,6 +33,7 @@ from rows import ROWS
 
 from swag_models.errors import SwagModelsError
 from swag_models.formatting import count_noun
+from swag_models.runtime import count_cpus, read_environment
 
 QUICK_ROUNDS = 3
 QUICK_RESULTS = ROOT / "build" / "benchmarks"
@@ -59,7 +61,12 @@ def run_row(row: Row, rounds: int, options: argparse.Namespace) -> Result:
         command += ["--quick"] if options.quick else []
         command += ["--timm-script", options.timm_script] if options.timm_script else []
         command += ["--wordnet", options.wordnet] if options.wordnet else []
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "ORT_DISABLE_TELEMETRY": "1",
+            "OMP_NUM_THREADS": str(count_threads(options.clock)),
+        }
         done = subprocess.run(
             command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
@@ -68,6 +75,12 @@ def run_row(row: Row, rounds: int, options: argparse.Namespace) -> Result:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"exit status {done.returncode}"
         return Result(row.name, row.group, row.ours, failed=shorten(reason))
+
+
+def count_threads(clock: str) -> int:
+    """Threads of every way that has any, except those that are described with one."""
+    default = 1 if clock == "cpu" else count_cpus()
+    return read_environment("OMP_NUM_THREADS", default)
 
 
 def run_child(options: argparse.Namespace) -> None:
@@ -79,13 +92,18 @@ def run_child(options: argparse.Namespace) -> None:
 
 
 def select_rows(patterns: list[str]) -> list[Row]:
-    """Rows whose names contain one of the texts or match one of the shell patterns."""
+    """Rows by name, or with names that contain one of the texts or match one of the patterns."""
     return [
         row
         for row in ROWS.values()
-        if not patterns
-        or any(text in row.name or fnmatch.fnmatchcase(row.name, text) for text in patterns)
+        if not patterns or any(_matches(row.name, pattern) for pattern in patterns)
     ]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    if pattern in ROWS:  # which may be a part of other names
+        return name == pattern
+    return pattern in name or fnmatch.fnmatchcase(name, pattern)
 
 
 def run_rows(rows: list[Row], file: ResultFile, options: argparse.Namespace) -> list[str]:
@@ -93,7 +111,12 @@ def run_rows(rows: list[Row], file: ResultFile, options: argparse.Namespace) -> 
     failed = []
     for number, row in enumerate(rows, 1):
         rounds = min(options.rounds, row.rounds)
-        settings = {"source": find_source(), "rounds": rounds, "clock": options.clock}
+        settings = {
+            "source": find_source(),
+            "rounds": rounds,
+            "clock": options.clock,
+            "threads": count_threads(options.clock),
+        }
         title = f"[{number}/{len(rows)}] {row.name}"
         if not options.again and file.is_done(row.name, settings):
             print(f"{title}: kept, measured before", file=sys.stderr, flush=True)
