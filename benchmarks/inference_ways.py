@@ -17,6 +17,7 @@ from row import Context
 
 FOLDER = Path(__file__).parent
 OURS = "swag_models"
+MERGED = 40  # tokens; docs/usage.md has the published accuracy
 
 
 def prepare_eager(context: Context, batch: int, *, arch: str) -> dict[str, Maker]:
@@ -119,6 +120,37 @@ def in_inference_mode(run: Callable[[], object]) -> Way:
     import torch
 
     return torch.inference_mode()(run)
+
+
+def prepare_merged(context: Context, batch: int, *, dtype: str, compiled: bool) -> dict[str, Maker]:
+    """vit_l16 at 512 px with and without token merging, and timm's model."""
+    import timm
+    import torch
+
+    import swag_models
+    from swag_models.inference.acceleration import accelerate
+
+    size = 128 if context.quick else 512
+    images = torch.randn(batch, 3, size, size, dtype=getattr(torch, dtype))
+
+    def run(model: torch.nn.Module) -> Way:
+        return run_model(torch.compile(model) if compiled else model, images)
+
+    def make_ours(count: int) -> Way:
+        model = swag_models.load_model(
+            "vit_l16_in1k", pretrained=False, image_size=size, merge_tokens=count
+        )
+        return run(accelerate(model, images.dtype))
+
+    def make_timm() -> Way:
+        model = timm.create_model("vit_large_patch16_384", img_size=size, num_classes=1000)
+        return run(model.eval().to(images.dtype))
+
+    return {
+        f"swag_models, merge_tokens={MERGED}": lambda: make_ours(MERGED),
+        OURS: lambda: make_ours(0),
+        "timm": make_timm,
+    }
 
 
 def run_timm_onnx(arch: str, images: Any, folder: Path) -> Way:

@@ -3,10 +3,12 @@
 import functools
 
 from inference_ways import (
+    MERGED,
     prepare_decode,
     prepare_eager,
     prepare_fast,
     prepare_load,
+    prepare_merged,
     prepare_onnx,
     prepare_startup,
 )
@@ -61,12 +63,28 @@ def list_inference_rows(arch: str, batch: int) -> list[Row]:
     ]
 
 
+def list_merged_rows() -> list[Row]:
+    return [
+        Row(
+            f"vit_l16 merged, {dtype}{', compiled' if compiled else ''}",
+            "Inference, token merging",
+            f"1 image of 512 px, {dtype}{', compiled' if compiled else ''}",
+            f"swag_models, merge_tokens={MERGED}",
+            functools.partial(prepare_merged, dtype=dtype, compiled=compiled),
+            unit="images",
+            rounds=9,
+        )
+        for dtype, compiled in (("float32", False), ("bfloat16", False), ("bfloat16", True))
+    ]
+
+
 LOADING = "Loading and start-up"
 READING = "Reading images"
 TRAINING = "Training"
 
 ALL = [
     *(row for arch in ARCHES for batch in (1, 8) for row in list_inference_rows(arch, batch)),
+    *list_merged_rows(),
     Row(
         "load",
         LOADING,
