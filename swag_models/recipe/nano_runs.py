@@ -9,7 +9,7 @@ from swag_models.recipe.distill_runs import DISTILL
 from swag_models.recipe.value_sources import choose
 
 # Trained on a CPU in minutes; every number is our choice.
-NANO = choose("for the generated scenes, on a CPU")
+NANO_CHOICE = choose("for the generated scenes, on a CPU")
 NANO_HASHTAGS = Run(
     arch="vit_nano",
     image_size=48,
@@ -62,7 +62,7 @@ NANO_DISTILL = replace(
 )
 NANO_PARTS = {name.split(".")[0] for name, _ in iterate_fields(NANO_FINETUNE)}
 NANO_SOURCES = {
-    **dict.fromkeys(NANO_PARTS, NANO),
+    **dict.fromkeys(NANO_PARTS, NANO_CHOICE),
     "init": choose("the model or folder that the preset of this name writes"),
     "samples_per_epoch": choose("about what curating 20,000 posts gives, or the test images"),
     "num_classes": choose("about what curating 20,000 posts gives, or the things in the scenes"),
