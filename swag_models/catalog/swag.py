@@ -65,7 +65,7 @@ SWAG = (
         config=REGNETY_16GF,
         image_size=224,
         num_params=80_565_140,
-        gmacs=15.912,
+        gmacs=15.908,
         sources=(
             Source(
                 "https://download.pytorch.org/models/regnet_y_16gf_lc_swag-f3ec0043.pth",
@@ -117,7 +117,7 @@ SWAG = (
         config=REGNETY_32GF,
         image_size=224,
         num_params=141_333_770,
-        gmacs=32.28,
+        gmacs=32.276,
         sources=(
             Source(
                 "https://download.pytorch.org/models/regnet_y_32gf_lc_swag-e1583746.pth",
@@ -169,7 +169,7 @@ SWAG = (
         config=REGNETY_128GF,
         image_size=224,
         num_params=637_419_894,
-        gmacs=127.518,
+        gmacs=127.51,
         sources=(
             Source(
                 "https://download.pytorch.org/models/regnet_y_128gf_lc_swag-cbe8ce12.pth",
@@ -221,7 +221,7 @@ SWAG = (
         config=VIT_B16,
         image_size=224,
         num_params=85_798_656,
-        gmacs=17.564,
+        gmacs=17.563,
         sources=(
             Source(
                 "https://download.pytorch.org/models/vit_b_16_lc_swag-4e70ced5.pth",
@@ -270,7 +270,7 @@ SWAG = (
         config=VIT_L16,
         image_size=224,
         num_params=303_301_632,
-        gmacs=61.555,
+        gmacs=61.554,
         sources=(
             Source(
                 "https://download.pytorch.org/models/vit_l_16_lc_swag-4d563306.pth",
@@ -319,7 +319,7 @@ SWAG = (
         config=VIT_H14,
         image_size=224,
         num_params=630_764_800,
-        gmacs=167.295,
+        gmacs=167.294,
         sources=(
             Source(
                 "https://download.pytorch.org/models/vit_h_14_lc_swag-c1eb923e.pth",
