@@ -215,7 +215,13 @@ def load_model(
             model = make(spec.config)
         # The published accuracy and licence hold for the published weights only.
         model.spec = replace(
-            spec, metrics=None, sources=(), description=UNTRAINED, license=UNKNOWN, license_url=""
+            spec,
+            metrics=None,
+            sources=(),
+            description=UNTRAINED,
+            license=UNKNOWN,
+            license_url="",
+            pretraining=None,
         )
     _place_model(model, pretrained, on_device, as_dtype)
     return FeatureNet(model, out_indices) if features_only else model

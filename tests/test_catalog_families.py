@@ -20,6 +20,9 @@ from swag_models.architectures import minimise
 from swag_models.hub.fetch import find_weights
 from swag_models.layouts import translate_layout
 from swag_models.models import build
+from swag_models.recipe.presets import get_preset
+from swag_models.recipe.training.memory import find_arch
+from swag_models.recipe.training.model import find_start_spec
 from swag_models.spec import ModelSpec
 
 URLS: dict[str, list[str]] = json.loads(
@@ -187,3 +190,14 @@ def test_a_file_larger_than_the_memory_is_mapped(
     monkeypatch.setattr("swag_models.stored_tensor.map_unreserved", lambda path, size: None)
     swag_models.load_model("vit_nano_hashtags", weights=path)
     assert "cannot be mapped (Cannot allocate memory (12)) and is read instead" in caplog.text
+
+
+def test_random_weights_derive_from_no_work() -> None:
+    model = swag_models.load_model("vit_b16_maws", pretrained=False, device="meta")
+    assert model.spec is not None
+    assert model.spec.pretraining is None
+    for name in ("vit_b16_in1k", "regnety_16gf_in1k"):
+        spec = find_start_spec(get_preset(name).run)
+        assert spec.pretraining is None
+        assert (spec.preprocess.crop_pct, spec.preprocess.crop_mode) == (1, "center")
+    assert find_arch("vit_b16").name == "vit_b16"  # not one of MAWS

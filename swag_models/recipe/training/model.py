@@ -29,7 +29,7 @@ from swag_models.recipe.training.head_init import describe_head, init_head
 from swag_models.recipe.training.memory import find_arch
 from swag_models.recipe.training.run_dir import PACKAGES, PUBLISHED_FILE
 from swag_models.runtime import find_versions
-from swag_models.spec import UNKNOWN, Metrics, ModelSpec
+from swag_models.spec import UNKNOWN, Metrics, ModelSpec, Preprocess
 
 logger = logging.getLogger("swag_models")
 
@@ -146,7 +146,7 @@ def find_start_spec(run: Run) -> ModelSpec:
         name=run.arch,
         description=f"{run.arch}, trained from scratch",
         # evaluation resizes as training did
-        preprocess=replace(spec.preprocess, interpolation=run.augment.interpolation),
+        preprocess=Preprocess(spec.image_size, run.augment.interpolation),
         num_classes=None,
         classes=None,
         synsets=None,
@@ -154,6 +154,7 @@ def find_start_spec(run: Run) -> ModelSpec:
         license=UNKNOWN,  # nobody has stated one for these weights yet
         license_url="",
         sources=(),
+        pretraining=None,
     )
 
 
