@@ -231,6 +231,7 @@ def test_number_of_ranks_does_not_change_probes(kind: str, folder: Path, tmp_pat
         next(train.rglob("7.png")).write_bytes(b"")
     else:
         for split, count in (("train", 103), ("test", 50)):
+            (tmp_path / split).mkdir()
             make_shards(tmp_path / split, count, 9)
         train, test = tmp_path / "train" / "shards", tmp_path / "test" / "shards"
     outputs = dict[int, Any]()
