@@ -317,6 +317,7 @@ def test_linked_files_exist() -> None:
         "CONTRIBUTING.md",
         "benchmarks/README.md",
         "docs/recipe.md",
+        "docs/scale.md",
         "docs/yfcc100m.md",
         "docs/evaluation.md",
         "docs/multilabel.md",
