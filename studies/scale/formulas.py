@@ -6,9 +6,10 @@ Every number that is not computed is in ASSUMPTIONS, with its source.
 import math
 from dataclasses import dataclass
 
+from swag_models.architectures import ViTConfig
 from swag_models.hub.model_size import count_size
 from swag_models.registry import get_spec
-from swag_models.spec import ViTConfig
+
 
 DAY, HOUR = 86400.0, 3600.0
 
