@@ -10,7 +10,6 @@ from swag_models.architectures import ViTConfig
 from swag_models.hub.model_size import count_size
 from swag_models.registry import get_spec
 
-
 DAY, HOUR = 86400.0, 3600.0
 
 
