@@ -18,7 +18,7 @@ from swag_models.cli.interrupts import deliver_interrupts, ignore_interrupts
 from swag_models.cli.output import discard_data, flush_data, prepare_streams, print_message
 from swag_models.errors import ConfigError, SwagModelsError, UnknownModelError
 
-RANK_WAIT = 5  # seconds
+RANK_WAIT = 15  # seconds; on a busy machine rank 0 takes several to end
 MODULES = (models, predict, finetune, publish, curate)  # in the order of the help
 
 
