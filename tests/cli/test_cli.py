@@ -52,7 +52,8 @@ def test_list_shows_every_model_with_its_licence(capsys: Capture) -> None:
 
 
 def test_list_takes_patterns_and_filters(capsys: Capture) -> None:
-    assert main(["list", "vit*", "--variant", "in1k", "--image-size", "518", "--json"]) == 0
+    arguments = ["vit*", "--variant", "in1k", "--family", "swag", "--image-size", "518"]
+    assert main(["list", *arguments, "--json"]) == 0
     (spec,) = json.loads(capsys.readouterr().out)
     assert swag_models.ModelSpec.from_dict(spec) == swag_models.get_spec("vit_h14_in1k")
 
