@@ -12,13 +12,15 @@ if TYPE_CHECKING:
 __all__ = ["Classifier", "Embedder", "Embeddings", "ImageSearch", "Prediction", "Skipped"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from swag_models.inference import predict, search
+if not TYPE_CHECKING:  # which would accept any name
 
-    value = globals()[name] = getattr(search if name == "ImageSearch" else predict, name)
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from swag_models.inference import predict, search
+
+        value = globals()[name] = getattr(search if name == "ImageSearch" else predict, name)
+        return value
 
 
 def __dir__() -> list[str]:
