@@ -22,11 +22,12 @@ ImageSize = int | tuple[int, int]
 Backend = Literal["mmap", "pread"]  # how a weight file is read
 Layout = Literal["swag", "torchvision", "timm"]
 Pool = Literal["token", "avg", ""]  # "" for none
-Pretraining = Literal["swag", "wsl", "swsl", "maws", "scenes"]
+Pretraining = Literal["swag", "wsl", "swsl", "maws", "drawings", "scenes"]
 # Progress of a download: True shows a bar on a terminal or in a notebook; a tqdm class is used.
 Progress = Union[bool, "type[tqdm[Any]]"]
 LABEL_SETS = {"imagenet-1k": 1000}  # number of classes of each public label set
 SHA256 = re.compile(r"[0-9a-f]{64}")  # a complete one, hexadecimal
+LISTED_CLASSES = 100  # class names that `info` prints
 UNKNOWN = "unknown"  # the Hub's licence identifier for weights without a stated licence
 
 
@@ -155,8 +156,8 @@ class ModelSpec:
         merge_tokens: number of tokens that each block of a ViT merges, as for `models.build`; None
             for none. `gmacs` is the cost with merging.
         pretraining: the work that the weights derive from: "swag" (arXiv 2201.08371), "wsl"
-            (1805.00932), "swsl" (1905.00546), "maws" (2303.13496) or "scenes" (generated images of
-            this library); None for others.
+            (1805.00932), "swsl" (1905.00546), "maws" (2303.13496), "drawings" (clip art
+            and emoji) or "scenes" (generated images of this library); None for others.
     """
 
     name: str
@@ -227,7 +228,10 @@ class ModelSpec:
         classes, accuracy = "none (features)", "-"
         if self.num_classes is not None:
             names = (self.classes,) if isinstance(self.classes, str) else self.classes
-            classes = f"{self.num_classes} ({', '.join(names or ('without names',))})"
+            shown = [*(names or ("without names",))[:LISTED_CLASSES]]
+            if names and len(names) > len(shown):
+                shown.append(f"and {len(names) - len(shown):,} more: --json lists all")
+            classes = f"{self.num_classes} ({', '.join(shown)})"
         if self.metrics:
             top5 = "" if self.metrics.top5 is None else f", top-5 {self.metrics.top5}%"
             accuracy = f"top-1 {self.metrics.top1}%{top5} on {self.metrics.dataset}"
