@@ -9,12 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from studies.drawings.study import DrawingsStudy, run_drawings_study
+from studies.models import train_models
 from studies.run import Study, run_study
 from studies.scenes import write_scenes
 from studies.several_labels import SeveralStudy, run_several
 from swag_models.cli import run_command
 from swag_models.cli.common import OK, make_adder
 from swag_models.cli.output import print_message
+from swag_models.cli.plan import add_set_option
 from swag_models.formatting import count_noun
 
 
@@ -66,6 +68,20 @@ def drawings(options: argparse.Namespace) -> int:
         options.drawings,
         sizes,
         cache=options.cache,
+        wordnet=options.wordnet,
+        processes=options.processes,
+        progress=not options.quiet,
+    )
+    print(path)
+    return OK
+
+
+def models(options: argparse.Namespace) -> int:
+    """Train the model of drawings that ships with the library, and measure it; resumable."""
+    path = train_models(
+        options.folder,
+        options.drawings,
+        settings=options.set,
         wordnet=options.wordnet,
         processes=options.processes,
         progress=not options.quiet,
@@ -134,6 +150,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--wordnet", help="folder of WordNet's database files")
     command.add_argument("--processes", type=int, help="parallel tasks (default: one per CPU)")
     command.add_argument("--quiet", action="store_true", help="hide the progress bar")
+
+    command = add("models", models, "python -m studies models models/ drawings/")
+    command.add_argument("folder", help="working folder; a rerun resumes")
+    command.add_argument("drawings", help="folder that python -m studies.drawings wrote")
+    add_set_option(command)
+    command.add_argument("--wordnet", help="folder of WordNet's database files")
+    command.add_argument("--processes", type=int, help="number of processes (default: one per CPU)")
+    command.add_argument("--quiet", action="store_true", help="hide the progress bars")
 
     command = add("several", several, "python -m studies several several/ --seeds 3")
     command.add_argument("folder", help="working folder; a rerun resumes")

@@ -85,6 +85,7 @@ __all__ = [
     "vit_6_5b14_maws",
     "vit_6_5b14_maws_in1k",
     "vit_nano_hashtags",
+    "regnety_200mf_hashtags",
     "regnety_nano_hashtags",
 ]
 
@@ -133,6 +134,7 @@ vit_6_5b14_mae = _make_vit_builder("vit_6_5b14_mae")
 vit_6_5b14_maws = _make_vit_builder("vit_6_5b14_maws")
 vit_6_5b14_maws_in1k = _make_vit_builder("vit_6_5b14_maws_in1k")
 vit_nano_hashtags = _make_vit_builder("vit_nano_hashtags")
+regnety_200mf_hashtags = _make_regnet_builder("regnety_200mf_hashtags")
 regnety_nano_hashtags = _make_regnet_builder("regnety_nano_hashtags")
 
 # Every module logs to this logger.

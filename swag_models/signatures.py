@@ -58,6 +58,7 @@ RegNetName = Literal[
     "regnety_128gf",
     "regnety_128gf_in1k",
     "regnety_128gf_in1k_linear",
+    "regnety_200mf_hashtags",
     "regnety_nano_hashtags",
 ]
 ResNetName = Literal[

@@ -107,8 +107,8 @@ def test_names_are_listed_by_pattern_and_filters() -> None:
             "unknown family 3; allowed: swag, regnet, vit, wsl, resnet, swsl, maws",
         ),
         ({"image_size": 385}, "unknown image_size 385; allowed: 224, 384"),
-        ({"num_classes": "1000"}, "unknown num_classes '1000'; allowed: None, 1000, 65"),
-        ({"license": "mit"}, "unknown license 'mit'; allowed: cc-by-nc-4.0, apache-2.0"),
+        ({"num_classes": "1000"}, "unknown num_classes '1000'; allowed: None, 1000, 1751, 65"),
+        ({"license": "mit"}, "unknown license 'mit'; allowed: cc-by-nc-4.0, cc-by-4.0, apache-2.0"),
         ({"family": "vit", "license": None}, "unknown license None; allowed"),
     ],
 )

@@ -238,7 +238,8 @@ def test_the_model_table_is_the_catalog() -> None:
         included = (Path(swag_models.__file__).parent / "weights" / f"{name}.safetensors").exists()
         size = f"{spec.num_params * 4 / 1e6:,.0f} MB"
         download = "included" if included else f"[{size}]({spec.sources[0].url})"
-        assert spec.license == ("apache-2.0" if "_nano_" in name else "cc-by-nc-4.0")
+        licenses = {"scenes": "apache-2.0", "drawings": "cc-by-4.0"}
+        assert spec.license == licenses.get(spec.pretraining or "", "cc-by-nc-4.0")
         expected.append(
             [
                 f"`{name}`",

@@ -33,7 +33,7 @@ def test_the_cells_run_offline_and_print_what_is_stored(tmp_path: Path) -> None:
     )
     assert process.returncode == 0, process.stderr
     stored = "".join("".join(output["text"]) for cell in cells for output in cell["outputs"])
-    assert stored.count("cup") >= 4
+    assert stored.count("pear") >= 4
     # Numbers differ by the CPU, and with them the less probable classes.
     first_words = [re.findall(r"[a-z_]+", text)[:2] for text in stored.splitlines()]
     assert first_words == [re.findall(r"[a-z_]+", text)[:2] for text in process.stdout.splitlines()]

@@ -1,8 +1,8 @@
 """Classify images over HTTP with Ray Serve: replicas of a model, each of which runs batches.
 
     pip install 'ray[serve]'
-    python examples/serving/ray_classify.py regnety_nano_hashtags
-    curl --data-binary @swag_models/app/examples/cup.jpg 'http://127.0.0.1:8000/classify?top_k=3'
+    python examples/serving/ray_classify.py regnety_200mf_hashtags
+    curl --data-binary @swag_models/app/examples/tree.jpg 'http://127.0.0.1:8000/classify?top_k=3'
 
 The model is a name or a folder. /-/healthz is the proxy's health. docs/serving.md has the limits.
 """

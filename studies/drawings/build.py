@@ -153,6 +153,7 @@ def curate_drawings(
     posts: Sequence[Path],
     *,
     min_images: int,
+    image_short_side: int | None = None,
     wordnet: str | os.PathLike[str] | None = None,
     processes: int | None = None,
     progress: bool = True,
@@ -164,6 +165,7 @@ def curate_drawings(
         output: gets curated/, shards/, and labels and shards of each held-out set.
         posts: files of training posts: those of the drawings, and others.
         min_images: minimum number of images of a class.
+        image_short_side: of the packed training images, as for `pack`.
         wordnet: folder of WordNet's database files, as for `curate`.
         processes: as for `pack`.
         progress: whether to show progress bars.
@@ -179,6 +181,7 @@ def curate_drawings(
         posts,
         output / "shards",
         shard_size=SHARD_SIZE,
+        image_short_side=image_short_side,
         exclude_like=[drawings / split / "images" for split in held_out],
         like_threshold=LIKE_THRESHOLD,
         processes=processes,

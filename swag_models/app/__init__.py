@@ -25,7 +25,7 @@ __all__ = ["is_loopback", "serve"]
 
 
 def serve(
-    model: Name = "vit_nano_hashtags",
+    model: Name = "regnety_200mf_hashtags",
     *,
     folder: str = "",
     merge_tokens: int | None = None,

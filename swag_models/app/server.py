@@ -21,7 +21,7 @@ from swag_models.app.uploads import Uploads
 from swag_models.spec import ModelSpec
 
 logger = logging.getLogger("swag_models")
-# Held-out images of studies/scenes with seed 1, which both included models classify correctly
+# Emoji of the held-out artist of studies/drawings, which the default model classifies correctly
 EXAMPLES = Path(__file__).with_name("examples")
 MAX_SESSIONS = 1000  # that Gradio keeps; each takes up to a megabyte, without images
 MAX_CONNECTIONS = 4000

@@ -9,6 +9,7 @@ VIT_H14 = ViTConfig(patch_size=14, depth=32, width=1280, num_heads=16, mlp_width
 VIT_2B14 = ViTConfig(patch_size=14, depth=24, width=2560, num_heads=32, mlp_width=10_240)
 VIT_6_5B14 = ViTConfig(patch_size=14, depth=32, width=4096, num_heads=32, mlp_width=16_384)
 VIT_NANO = ViTConfig(patch_size=8, depth=4, width=96, num_heads=3, mlp_width=192)
+REGNETY_200MF = RegNetConfig(depth=13, w_0=24, w_a=36.44, w_m=2.49, group_width=8)
 REGNETY_NANO = RegNetConfig(depth=4, w_0=48, w_a=48.0, w_m=2.0, group_width=48, stem_width=24)
 REGNETY_16GF = RegNetConfig(depth=18, w_0=200, w_a=106.23, w_m=2.48, group_width=112)
 REGNETY_32GF = RegNetConfig(depth=20, w_0=232, w_a=115.89, w_m=2.53, group_width=232)

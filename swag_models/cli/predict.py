@@ -272,8 +272,8 @@ def _get_pipeline_options(options: argparse.Namespace) -> dict[str, Any]:
 def _add_app_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
-        default="vit_nano_hashtags",
-        help="model to start with: name, folder or hf-hub:org/repo (default: vit_nano_hashtags)",
+        default="regnety_200mf_hashtags",
+        help="model to start with: name, folder or hf-hub:org/repo (default: %(default)s)",
     )
     command.add_argument("--folder", default="", help="folder to search for similar images")
     add_merge_option(command)

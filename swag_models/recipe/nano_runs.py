@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from swag_models.recipe.augmentation import Augment
-from swag_models.recipe.config import Engine, Objective, Optimizer, Run
+from swag_models.recipe.config import EMA, Checkpointing, Engine, Objective, Optimizer, Run
 from swag_models.recipe.config_overrides import iterate_fields
 from swag_models.recipe.distill_runs import DISTILL
 from swag_models.recipe.value_sources import choose
@@ -66,4 +66,27 @@ NANO_SOURCES = {
     "init": choose("the model or folder that the preset of this name writes"),
     "samples_per_epoch": choose("about what curating 20,000 posts gives, or the test images"),
     "num_classes": choose("about what curating 20,000 posts gives, or the things in the scenes"),
+}
+
+# The model of drawings that ships with the library, trained in an hour of a CPU
+DRAWINGS = choose("for the drawings, on a CPU")
+REGNETY_200MF_HASHTAGS = Run(
+    arch="regnety_200mf",
+    image_size=96,
+    batch_size=128,
+    epochs=40,
+    warmup=0.03,
+    optimizer=Optimizer("adamw", lr=3e-3, weight_decay=0.05, clip_norm=1.0),
+    augment=Augment(
+        scale=(0.35, 1.0), sizes=(64, 80, 96), color_jitter=0.4, grayscale=0.1, flip=0.5
+    ),
+    ema=EMA(decay=0.999),
+    engine=Engine(precision="bf16", workers=1),
+    checkpoint=Checkpointing(every=500),
+)
+DRAWINGS_PARTS = {name.split(".")[0] for name, _ in iterate_fields(REGNETY_200MF_HASHTAGS)}
+DRAWINGS_SOURCES = {
+    **dict.fromkeys(DRAWINGS_PARTS, DRAWINGS),
+    "samples_per_epoch": choose("what curating the drawings and 3,000 scenes gives"),
+    "num_classes": choose("what curating the drawings and 3,000 scenes gives"),
 }

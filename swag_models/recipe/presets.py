@@ -12,12 +12,14 @@ from swag_models.recipe.config import EMA, Engine, Objective, Optimizer, Run
 from swag_models.recipe.config_overrides import iterate_fields
 from swag_models.recipe.distill_runs import DISTILL, DISTILL_SOURCES
 from swag_models.recipe.nano_runs import (
+    DRAWINGS_SOURCES,
     NANO_DISTILL,
     NANO_FINETUNE,
     NANO_HASHTAGS,
     NANO_LINEAR,
     NANO_MULTILABEL,
     NANO_SOURCES,
+    REGNETY_200MF_HASHTAGS,
     REGNETY_NANO_FINETUNE,
     REGNETY_NANO_HASHTAGS,
     REGNETY_NANO_LINEAR,
@@ -352,12 +354,14 @@ MULTILABEL_SOURCES = {
 # held-out images; of MS-COCO
 IG, IN, POSTS, HELD_OUT = (5_000_000_000, 27_000), (1_281_167, 1000), (24_000, 61), (2_000, 32)
 COCO = (82_783, 80)
+DRAWINGS = (21_000, 1_700)  # of the clip art, emoji and scenes of `python -m studies models`
 TUNED = "fine-tuning on ImageNet-1k, end to end"
 LINEAR_CLASSIFIER = "a linear classifier for ImageNet-1k on a frozen backbone"
 DISTILLED = "learning from the outputs of another model, without labels"
 SEVERAL = "multi-label fine-tuning, end to end"
 NANO_SEVERAL = "miniature multi-label fine-tuning on scenes with several things"
 NANO_PRETRAINING = "miniature pre-training on the generated scenes' hashtags"
+DRAWINGS_PRETRAINING = "pre-training on the keywords of clip art and emoji"
 NANO_TUNED = "miniature fine-tuning on held-out scenes"
 NANO_LINEAR_PROBE = "miniature linear classifier on held-out scenes"
 
@@ -418,5 +422,12 @@ PRESETS = (
     *(
         Preset(f"{arch}_distill", DISTILLED, replace(NANO_DISTILL, arch=arch), *POSTS, NANO_SOURCES)
         for arch in ("vit_nano", "regnety_nano")
+    ),
+    Preset(
+        "regnety_200mf_hashtags",
+        DRAWINGS_PRETRAINING,
+        REGNETY_200MF_HASHTAGS,
+        *DRAWINGS,
+        DRAWINGS_SOURCES,
     ),
 )

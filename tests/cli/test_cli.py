@@ -45,7 +45,7 @@ def test_list_shows_every_model_with_its_licence(capsys: Capture) -> None:
     columns = "name pre-training params size GMACs classes top-1 license"
     assert header.split() == columns.split()
     assert [row.split()[0] for row in rows] == swag_models.list_models()
-    assert all(row.endswith(("cc-by-nc-4.0", "apache-2.0")) for row in rows)
+    assert all(row.endswith(("cc-by-nc-4.0", "cc-by-4.0", "apache-2.0")) for row in rows)
     top1 = {row.split()[0]: row.split()[6] for row in rows}
     assert top1["vit_b16_in1k"] == "85.29"
     assert top1["vit_b16"] == top1["vit_nano_hashtags"] == "-"  # not measured on ImageNet-1k

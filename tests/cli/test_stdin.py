@@ -12,7 +12,7 @@ from swag_models.cli import main
 from swag_models.inference import Embedder
 from swag_models.inference.embeddings_file import read_embeddings
 
-IMAGE, NANO = Path("swag_models/app/examples/cup.jpg"), "regnety_nano_hashtags"
+IMAGE, NANO = Path("examples/scenes/cup.jpg"), "regnety_nano_hashtags"
 CLASSIFY = ["classify", "--model", NANO, "--top-k", "1", "-"]
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-IMAGE = Path("swag_models/app/examples/cup.jpg").absolute()
+IMAGE = Path("examples/scenes/cup.jpg").absolute()
 COMMANDS = f"""
 info hf-hub:me/model
 classify {IMAGE} --model hf-hub:me/model

@@ -15,7 +15,7 @@ from swag_models.inference import Classifier, Embedder
 from swag_models.inference.finite import check_finite
 
 VIT, REGNET = "vit_nano_hashtags", "regnety_nano_hashtags"
-IMAGE = Path("swag_models/app/examples/cup.jpg")
+IMAGE = Path("examples/scenes/cup.jpg")
 
 
 def set_value(name: str, value: float) -> Callable[[nn.Module], None]:

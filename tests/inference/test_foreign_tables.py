@@ -14,7 +14,7 @@ from swag_models.cli import main
 from swag_models.errors import ConfigError
 from swag_models.inference import ImageSearch
 
-IMAGE = "swag_models/app/examples/cup.jpg"
+IMAGE = "examples/scenes/cup.jpg"
 METADATA = {
     "width": 2,
     "images": 1,

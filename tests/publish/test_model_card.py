@@ -199,7 +199,7 @@ def test_the_first_example_prints_classes_and_probabilities(
 ) -> None:
     model = swag_models.load_model("vit_nano_hashtags")
     folder = save(model, tmp_path / "path" / "to" / "mine", multi_label=multi_label)
-    Image.open("swag_models/app/examples/cup.jpg").save(tmp_path / "photo.jpg")
+    Image.open("examples/scenes/cup.jpg").save(tmp_path / "photo.jpg")
     text = (folder / "README.md").read_text()
     code = text.partition("```python\n")[2].partition("```")[0]
     monkeypatch.chdir(tmp_path)

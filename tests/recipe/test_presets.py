@@ -43,6 +43,7 @@ def test_there_is_a_preset_for_each_model() -> None:
         for arch in ("vit", "regnety")
         for kind in ("hashtags", "finetune", "linear", "multilabel", "distill")
     }
+    wanted.add("regnety_200mf_hashtags")
     assert len(NAMES) == len(wanted)
     assert set(NAMES) == wanted
     assert all(preset.name.startswith(preset.run.arch) for preset in PRESETS)
@@ -190,6 +191,6 @@ def test_an_unknown_name_is_rejected_with_similar_ones() -> None:
         get_preset("vit_b16_in1")
     with pytest.raises(
         ConfigError,
-        match=r"^unknown preset 'zzz'; allowed: regnety_16gf_hashtags, .*_distill$",
+        match=r"^unknown preset 'zzz'; allowed: regnety_16gf_hashtags, .*_200mf_hashtags$",
     ):
         get_preset("zzz")

@@ -53,8 +53,8 @@ def check_commands() -> None:
     assert json.loads(run("info", "vit_b16_in1k", "--json"))["license"] == "cc-by-nc-4.0"
     assert run("verify", *NAMES).count("ok\t") == len(NAMES)
     assert len(IMAGES) == 10
-    lines = run("classify", *IMAGES, "--model", NAMES[0], "--json").splitlines()
-    assert len([json.loads(line) for line in lines]) == len(IMAGES)
+    results = json.loads(run("classify", *IMAGES, "--model", NAMES[0], "--json"))
+    assert len(results) == len(IMAGES)
     run("embed", *IMAGES, "--model", NAMES[1], "-o", "features.npy", "--quiet")
     run("convert", str(PACKAGE / "weights" / f"{NAMES[0]}.safetensors"), "x.pth", "--to", "timm")
     run("save", NAMES[0], "folder")

@@ -256,11 +256,8 @@ def test_the_split_is_fixed() -> None:
     assert digest.startswith("d6659a1793d3"), "the published results were made with another split"
 
 
-@pytest.mark.slow
-def test_the_folder_is_built_curated_and_packed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Small packages through the whole command; a rerun changes nothing."""
+def make_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The arguments of a command that builds small drawings from invented packages."""
     words = ["apple", "owl", "cup", "car", "boat", "tree", "cat", "fish", "star", "hat"]
     emoji = {chr(0x1F300 + number): [words[number % 10], "nonsense"] for number in range(60)}
     cache = tmp_path / "cache"
@@ -284,9 +281,18 @@ def test_the_folder_is_built_curated_and_packed(
     monkeypatch.setattr(build, "EMOJI", sources)
     monkeypatch.setattr(build, "KEYWORDS", keywords)
     monkeypatch.setattr(build, "fetch_clip_art", lambda cache: clip_art)
-    output = tmp_path / "drawings"
     options = ["--size", "32", "--min-images", "3", "--processes", "1", "--quiet"]
-    command = [str(output), "--cache", str(cache), "--wordnet", str(WORDNET), *options]
+    folder = str(tmp_path / "drawings")
+    return [folder, "--cache", str(cache), "--wordnet", str(WORDNET), *options]
+
+
+@pytest.mark.slow
+def test_the_folder_is_built_curated_and_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small packages through the whole command; a rerun changes nothing."""
+    command = make_command(tmp_path, monkeypatch)
+    output = tmp_path / "drawings"
     assert main(command) == 0
     summary = json.loads((output / "summary.json").read_text())
     assert summary["images"]["twemoji"] == {"twemoji": 59}
