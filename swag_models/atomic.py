@@ -74,14 +74,15 @@ def _name_temporary(path: Path) -> Path:
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary files and folders for `path` whose processes have ended."""
     pattern = re.compile(re.escape(f".{path.name[:MAX_NAME_PART]}.") + r"(\w{8})-(\d+)-\d+\.tmp")
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(path.parent):
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
             match = pattern.fullmatch(entry.name)
-            if match and not _is_in_use(match[1], int(match[2]), entry.stat().st_mtime):
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                else:
-                    os.unlink(entry.path)
+            with contextlib.suppress(OSError):  # another process may have removed this one
+                if match and not _is_in_use(match[1], int(match[2]), entry.stat().st_mtime):
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        os.unlink(entry.path)
 
 
 def _is_in_use(host: str, pid: int, changed: float) -> bool:
