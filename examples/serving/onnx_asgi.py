@@ -56,7 +56,8 @@ try:
     metadata = session.get_modelmeta().custom_metadata_map
     preprocess, classes = json.loads(metadata["preprocess"]), json.loads(metadata["classes"])
     multi_label = json.loads(metadata.get("multi_label", "false"))
-    preprocessing = Preprocess(tuple(preprocess.pop("image_size")), **preprocess)
+    pairs = {name: tuple(preprocess.pop(name)) for name in ("image_size", "mean", "std")}
+    preprocessing = Preprocess(**pairs, **preprocess)
 except Exception as error:  # onnxruntime's errors have no class in common
     sys.exit(f"cannot serve {options.file}: {describe_error(error)}")
 if provider not in session.get_providers():  # onnxruntime would use the CPU instead
