@@ -1,7 +1,9 @@
 """Rows and ways of `gpu.py`. On the CPU, small models take the place of the published ones."""
 
+import atexit
 import functools
 import importlib.util
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -226,13 +228,14 @@ def make_step(compute: Callable[[Any], Any], optimizer: Any, images: Any, device
 
 
 def prepare_embed(name: str, count: int, device: str) -> dict[str, Maker]:
-    folder = tempfile.TemporaryDirectory()  # removed when the ways are deleted
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
     @functools.cache
     def list_paths() -> list[Path]:
         from embed import make_images
 
-        return make_images(Path(folder.name), count)
+        return make_images(folder, count)
 
     @functools.cache
     def make_embedder() -> Any:

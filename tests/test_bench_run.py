@@ -78,6 +78,7 @@ def test_a_process_that_ends_without_a_result_is_stated(monkeypatch: pytest.Monk
     assert result.failed == "exit status 1"
 
 
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 def test_a_row_in_this_process_has_both_clocks(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     try:
@@ -159,6 +160,7 @@ class TestGpu:
             assert all("TFLOP/s" in note for note in result.notes.values())
             assert "MFU" not in "".join(result.notes.values())  # the peak of a CPU is not known
 
+    @pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
     def test_a_folder_becomes_the_same_features(self) -> None:
         (row,) = (row for row in gpu_ways.list_rows("cpu") if "embed" in row.name)
         ours, decoded = (make()() for make in row.prepare().values())
