@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ def test_every_image_is_seen_as_often_as_its_repeat_factor_says(tmp_path: Path) 
     assert result["resume"]["samples"] == 3 * 10 * 16
 
 
+def open_thread(workers: int, context: object) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers)
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "defect", "message"),
     [
@@ -67,7 +72,8 @@ def test_a_defect_of_the_plan_is_found(
 ) -> None:
     with (
         mock.patch.object(owner, name, defect),
-        mock.patch.object(data_plan, "ProcessPoolExecutor"),  # measures memory, and checks nothing
+        # a thread has the same index, without the time to start a process
+        mock.patch.object(data_plan, "ProcessPoolExecutor", side_effect=open_thread),
         pytest.raises(AssertionError, match=message),
     ):
         simulate(replace(SMALL, images=4400, shards=44, steps=2, ranks=(2, 4)), tmp_path)
