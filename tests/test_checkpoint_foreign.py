@@ -320,8 +320,11 @@ def test_a_number_beyond_its_limit_is_rejected_at_once(field: str, factor: float
     data = json.loads(get_spec("regnety_nano_hashtags").to_json())
     if field in CONFIG and field != "depth":
         data = json.loads(VIT_SPEC.to_json())
-    counts = field not in ("w_a", "w_m", "se_ratio", "gmacs")
+    if field in ("depths", "groups"):
+        data = json.loads(get_spec("resnet18_swsl_in1k").to_json())
+    counts = field not in ("w_a", "w_m", "se_ratio", "gmacs", "crop_pct")
     value = int(value) if counts else value
+    value = [value, 2, 2, 2] if field == "depths" else value
     part = next((p for p in (data["config"], data["preprocess"], data) if field in p), None)
     assert part is not None
     part[field] = value

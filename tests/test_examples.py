@@ -36,7 +36,7 @@ def test_included_weights_are_small_and_complete() -> None:
 
 
 def test_every_class_has_its_hashtag_in_the_included_vocabulary() -> None:
-    for model in swag_models.list_models(variant="hashtags"):
+    for model in swag_models.list_models(family="scenes"):
         spec = swag_models.get_spec(model)
         assert isinstance(spec.classes, tuple)
         assert spec.synsets

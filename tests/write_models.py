@@ -19,6 +19,7 @@ TITLES = {
     "([arXiv 1905.00546](https://arxiv.org/abs/1905.00546))",
     "maws": "MAWS, 2023: masked autoencoding of 3 billion images, then softmax over their hashtags "
     "([arXiv 2303.13496](https://arxiv.org/abs/2303.13496))",
+    "drawings": "Included: keywords of clip art and emoji ([drawings.md](drawings.md))",
     "scenes": "Included: hashtags of generated images, to try the library without a download",
 }
 ACCURACY = {
@@ -26,6 +27,7 @@ ACCURACY = {
     "wsl": "measured by timm",
     "swsl": "measured by timm",
     "maws": "published by the authors",
+    "drawings": "-",
     "scenes": "-",
 }
 HEADER = ("name", "parameters", "size", "GMACs", "top-1", "top-5", "licence", "sources")
@@ -59,7 +61,7 @@ CHOICE = """\
 
 ## When not to use these weights
 
-- **For anything commercial.** All weights but the two included models are CC-BY-NC-4.0, from
+- **For anything commercial.** All weights but the three included models are CC-BY-NC-4.0, from
   whichever host they are downloaded; a model that is fine-tuned from them, or distilled, derives
   from them. Choose weights under a permissive licence, or train your own with `swag-models recipe`.
 - **For dense tasks** (segmentation, depth, correspondence). Hashtags describe whole images, and

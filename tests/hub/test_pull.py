@@ -129,9 +129,9 @@ def test_an_invalid_or_unknown_name_is_an_error_of_one_line(
 
 
 def test_a_repository_of_another_library_is_an_error_of_one_line(hub: Hub) -> None:
-    hub.put_repo(REPO, {"config.json": b'{"architecture": "resnet50"}'})
+    hub.put_repo(REPO, {"config.json": b'{"architecture": "convnext_tiny"}'})
     fetched = fetch_model(f"hf-hub:{REPO}")
-    message = "is 'resnet50', which this library does not have; allowed: RegNetY, and ViT"
+    message = "is 'convnext_tiny', which this library does not have; allowed: RegNetY, and ResNet"
     assert re.fullmatch(rf"ConfigError: .*{message}.*\n", fetched.errors)
 
 

@@ -76,7 +76,7 @@ def compute_all_probabilities(classifier: Classifier, images: Any) -> Tensor:
     return torch.tensor([[row[index] for index in range(10)] for row in rows])
 
 
-@pytest.mark.parametrize("name", swag_models.list_models(variant="hashtags"))
+@pytest.mark.parametrize("name", swag_models.list_models(family="scenes"))
 def test_the_shipped_models_have_the_accuracy_that_the_catalog_states(
     name: str,
 ) -> None:

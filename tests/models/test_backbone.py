@@ -305,7 +305,9 @@ class TestInvalidArguments:
 
 
 def test_config_of_an_unknown_family_is_rejected() -> None:
-    with pytest.raises(ConfigError, match=r"config is 'vit'; give a ViTConfig or a RegNetConfig"):
+    with pytest.raises(
+        ConfigError, match=r"config is 'vit'; give a ViTConfig, a RegNetConfig or a ResNetConfig"
+    ):
         build("vit", num_classes=1, image_size=IMAGE_SIZE)  # type: ignore[arg-type]
 
 

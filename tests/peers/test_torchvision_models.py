@@ -35,8 +35,8 @@ VARIANTS = {
 CHANNELS = 32  # of pyramids; FCOS normalises 32 groups
 PUBLISHED = [
     spec
-    for spec in map(swag_models.get_spec, swag_models.list_models())
-    if spec.arch in SWAG and spec.variant in VARIANTS
+    for spec in map(swag_models.get_spec, swag_models.list_models(family="swag"))
+    if spec.variant in VARIANTS
 ]
 
 
