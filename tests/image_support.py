@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny import TINY_SPECS, tiny
 
-from studies.scenes.posts import make_held_out, split_held_out
+from studies.scenes.posts import split_held_out
 from studies.scenes.scene import encode as encode_scene
 from studies.scenes.things import NAMES
 from swag_models.api import load_classes, load_model, load_preprocess
@@ -91,16 +91,6 @@ def render_scenes(count: int = 960) -> tuple[list[Image.Image], list[str]]:
     posts = posts[:count]
     images = [Image.open(io.BytesIO(encode_scene(post.scene, 64))).convert("RGB") for post in posts]
     return images, [post.row["thing"] for post in posts]
-
-
-def write_scenes(folder: Path, count: int) -> Path:
-    """Write held-out scenes, none of which is an example of the page, named by their things."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(1, 1 + count):
-        post = make_held_out(1, 999 + number)
-        path = folder / f"{post.row['thing']} {number}.jpg"
-        path.write_bytes(encode_scene(post.scene, 160))
-    return folder
 
 
 @torch.inference_mode()

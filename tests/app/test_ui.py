@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from accessibility import list_controls, measure_contrast
 from chrome import BROWSER, DRIVER, Chrome, open_chrome, until
-from image_support import SCENES, predict_labels, write_scenes
+from image_support import SCENES, predict_labels
 from page_support import APP, MODEL, Visitor, serve_page
 from PIL import Image
 from safetensors.torch import save_file
@@ -343,15 +343,16 @@ def test_each_tab_shows_its_own_image(page: Chrome, address: str) -> None:
 
 def test_the_screenshot_of_the_readme_can_be_taken(page: Chrome, tmp_path: Path) -> None:
     page.resize(1200, 900)
-    page.choose("Model", "regnety_nano_hashtags")
-    page.wait("#examples button[aria-label='Example 4']").click()
-    page.wait(".bars li:first-child", "cup")
-    folder = write_scenes(ROOT / "build" / "scenes", 640) if SCREENSHOT else SCENES
+    page.choose("Model", DRAWINGS)
+    page.wait("#examples button[aria-label='Example 3']").click()
+    page.wait(".bars li:first-child", "locomotive")
+    # of python -m studies.drawings build/drawings
+    folder = ROOT / "build" / "drawings" / "images" / "noto" if SCREENSHOT else SCENES
     box = page.find("#folder textarea")[0]
     box.clear()
     box.send_keys(str(folder.relative_to(ROOT)), Keys.ENTER)
     until(lambda: len(page.find(".similar figure")) == 8, "the images of the folder")
-    page.wait("#overlay", "Grad-CAM of cup at stage 3")
+    page.wait("#overlay", "Grad-CAM of locomotive at stage 4")
     page.wait("#overlay img")
     path = ROOT / SCREENSHOT if SCREENSHOT else tmp_path / "app.png"
     page.run("document.activeElement.blur()")
