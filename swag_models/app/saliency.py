@@ -109,7 +109,9 @@ def _read_attention(model: ViT, x: Tensor, block: int) -> Tensor:
 def _compute_grad_cam(model: RegNet | ResNet, x: Tensor, stage: int) -> Tensor:
     """Grad-CAM (Selvaraju et al., arXiv 1610.02391) of the best class: (1, C, H, W) -> (1, h, w).
 
-    For a model without classes, the target is the norm of its pooled features.
+    The target is the logit's difference to the mean of all, because a softmax does not depend on
+    what all logits have in common, which may be so negative that nothing is left of a map. For a
+    model without classes, the target is the norm of its pooled features.
     """
     activations: list[Tensor] = []
 
@@ -122,10 +124,10 @@ def _compute_grad_cam(model: RegNet | ResNet, x: Tensor, stage: int) -> Tensor:
     handle = module.register_forward_hook(replace_output)
     try:
         with torch.enable_grad():
-            has_classes = model.num_classes > 0
+            count = model.num_classes
             last = model.forward_features(x)
-            output = model.forward_head(last, pre_logits=not has_classes)  # (1, classes or C)
-            target = output.max() if has_classes else output.norm()
+            output = model.forward_head(last, pre_logits=not count)  # (1, classes or C)
+            target = output.max() - (output.mean() if count > 1 else 0) if count else output.norm()
             (gradient,) = torch.autograd.grad(target, activations)  # (1, C, h, w)
     finally:
         handle.remove()

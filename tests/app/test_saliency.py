@@ -85,12 +85,24 @@ def test_grad_cam_equals_the_package_grad_cam(stage: int) -> None:
     (ours,) = compute_saliency(model, x, stage)
     assert all(parameter.grad is None for parameter in model.parameters())
     with GradCAM(model, [model.get_submodule(f"s{stage + 1}")]) as public:
-        (theirs,) = public(x, targets=None)  # enlarged to the image, then stretched to [0, 1]
+        # enlarged to the image, then stretched to [0, 1]
+        (theirs,) = public(x, targets=[lambda logits: logits.max() - logits.mean()])
     enlarged = F.interpolate(
         torch.from_numpy(ours)[None, None], size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear"
     )[0, 0].numpy()
     low, high = enlarged.min(), enlarged.max()
     assert np.abs((enlarged - low) / (high - low) - theirs).max() < 1e-3
+
+
+def test_grad_cam_does_not_depend_on_what_all_logits_have_in_common() -> None:
+    model, x = tiny("regnet"), images(1)
+    assert isinstance(model, RegNet)
+    (before,) = compute_saliency(model, x, 3)
+    assert before.max() > 0
+    with torch.no_grad():
+        model.head.fc.weight -= 100  # pooled features are positive, so all logits fall
+    (after,) = compute_saliency(model, x, 3)
+    assert np.abs(after - before).max() < 1e-3 * before.max()
 
 
 def test_a_regnet_without_classes_is_explained_by_its_features() -> None:
