@@ -5,6 +5,7 @@ Needs only the standard library, so that `gpu.py` runs without any other package
 
 import math
 import os
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MIN_SECONDS = 0.1  # of one measurement; shorter calls are repeated
+PAUSE = 0.2
 MAX_REASON = 160  # characters
 
 
@@ -45,18 +47,22 @@ def measure(
     *,
     synchronize: Callable[[], None] = lambda: None,
     min_seconds: float = MIN_SECONDS,
+    pause: float = PAUSE,
     start: Callable[[], float] = lambda: math.inf,
 ) -> Times:
     """Measure ways alternately.
 
     Each way is called twice before the first round, which is not counted: it may compile in the
-    first call. Each round starts with another way, so that none always follows the same one.
+    first call. Each round has another order, so that none always follows the same one, and each
+    measurement a pause before it, because the threads of some libraries use a CPU for a while after
+    their work has ended.
 
     Args:
         makers: ways by label.
         rounds: how often each way is measured.
         synchronize: waits for a device; called before and after each measurement.
         min_seconds: a shorter call is repeated within one measurement.
+        pause: seconds before each measurement.
         start: called when all ways have been called once; returns the value of `time.monotonic`
             after which no round is started, except the first.
     """
@@ -76,13 +82,13 @@ def measure(
         if not repeats[label]:
             seconds = _call(way, 1, synchronize).wall
             repeats[label] = max(1, math.ceil(min_seconds / max(seconds, 1e-9)))
-    labels = list(ways)
+    labels, order = list(ways), random.Random(0)
     costs: dict[str, list[Cost]] = {label: [] for label in labels}
     for turn in range(rounds):
         if turn and time.monotonic() > deadline:
             break
-        first = turn % max(1, len(labels))
-        for label in labels[first:] + labels[:first]:
+        for label in order.sample(labels, len(labels)):
+            time.sleep(pause)
             costs[label].append(_call(ways[label], repeats[label], synchronize))
     for label, measured in costs.items():
         times.wall[label] = [cost.wall for cost in measured]

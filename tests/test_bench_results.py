@@ -63,9 +63,13 @@ class TestMeasure:
         def make(name: str) -> measure.Way:
             return lambda: calls.append(name) or measure.Cost(len(calls))
 
-        times = measure.measure({"a": lambda: make("a"), "b": lambda: make("b")}, 3)
-        assert calls == ["a", "b", *"abbaab"]
-        assert times.wall == {"a": [3, 6, 7], "b": [4, 5, 8]}
+        times = measure.measure({"a": lambda: make("a"), "b": lambda: make("b")}, 12, pause=0)
+        assert calls[:2] == ["a", "b"]
+        rounds = ["".join(calls[start : start + 2]) for start in range(2, 26, 2)]
+        assert set(rounds) == {"ab", "ba"}  # each way once, and not always in the same order
+        for name in "ab":
+            turns = [number for number, call in enumerate(calls, 1) if call == name]
+            assert times.wall[name] == turns[1:]
         assert times.cpu == {}
 
     def test_short_calls_are_repeated_and_the_mean_counts(self) -> None:
