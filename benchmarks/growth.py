@@ -227,6 +227,8 @@ LABELS = {name: Label(series.what, series.unit, series.cause) for name, series i
 
 def measure_point(name: str, size: int) -> dict[str, float]:
     """Measure one size in this process: CPU seconds of a call, and MiB above the input."""
+    from studies.scale.data_plan import read_memory
+
     series = SERIES[name]
     with tempfile.TemporaryDirectory() as folder:
         work = series.prepare(size, Path(folder))
@@ -243,12 +245,6 @@ def measure_point(name: str, size: int) -> dict[str, float]:
                 calls += 1
             seconds.append((time.process_time() - start) / calls)
     return {"size": size, "seconds": min(seconds), "mib": max(0.0, peak - before)}
-
-
-def read_memory(name: str) -> float:
-    """A value of /proc/self/status in MiB; getrusage would include the peak of the parent."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
 def run_point(name: str, size: int) -> dict[str, float]:

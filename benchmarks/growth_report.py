@@ -1,13 +1,13 @@
 """The table and the plot of growth.py: exponents fitted to the time and memory of several sizes."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from studies.pages import replace_table
 from swag_models.atomic import write_text
 from swag_models.formatting import markdown_table
 from swag_models.recipe.plotting import make_figure, save_png
@@ -86,17 +86,8 @@ def write_table(results: Mapping[str, Any], labels: Mapping[str, Label]) -> str:
 
 def write_report(results: Mapping[str, Any], labels: Mapping[str, Label]) -> None:
     """Write the table in README.md, and the plot of the first machine's points."""
-    text = PAGE.read_text("utf-8")
-    pattern = r"(<!-- growth: [^>]*-->\n).*?(<!-- /growth -->)"
-    table = write_table(results, labels)
-    written, count = re.subn(
-        pattern,
-        lambda match: f"{match[1]}{table}\n\n![CPU time and memory]({PLOT.name})\n{match[2]}",
-        text,
-        flags=re.DOTALL,
-    )
-    assert count == 1, "README.md has no marks of the table"
-    write_text(PAGE, written)
+    part = f"{write_table(results, labels)}\n\n![CPU time and memory]({PLOT.name})"
+    write_text(PAGE, replace_table(PAGE.read_text("utf-8"), "growth", part))
     figure = make_figure(9, 4)
     for axes, key, title in zip(figure.subplots(1, 2), ("seconds", "mib"), ("CPU seconds", "MiB")):
         for name, points in next(iter(results.values()))["series"].items():

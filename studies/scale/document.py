@@ -1,9 +1,9 @@
 """The tables of docs/scale.md, from the formulas and the results of the simulation."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from studies.pages import replace_table
 from studies.scale.formulas import (
     ARCHS,
     ASSUMPTIONS,
@@ -28,7 +28,7 @@ def write_document(text: str, results: Sequence[Mapping[str, Any]]) -> str:
         results: of `simulate`, with the keys `seconds` and `peak_mib` of the whole simulation.
 
     Raises:
-        ValueError: the marks of a table are missing.
+        ConfigError: the marks of a table are missing.
     """
     tables = {
         "assumptions": list_assumptions(),
@@ -39,10 +39,7 @@ def write_document(text: str, results: Sequence[Mapping[str, Any]]) -> str:
         "failures": list_failures(),
     }
     for name, table in tables.items():
-        pattern = rf"(<!-- {name}: [^>]*-->\n).*?(<!-- /{name} -->)"
-        text, count = re.subn(pattern, rf"\g<1>{table}\n\g<2>", text, flags=re.DOTALL)
-        if count != 1:
-            raise ValueError(f"the document has {count} tables {name!r}; give it one pair of marks")
+        text = replace_table(text, name, table)
     return text
 
 
