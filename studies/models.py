@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from studies.drawings.build import curate_drawings
+from studies.drawings.build import check_drawings, curate_drawings
 from studies.drawings.held_out import read_synsets
-from studies.drawings.measure import Outputs, measure_drawings, measure_keywords, run_model
+from studies.drawings.measure import measure_drawings, measure_keywords, run_model
 from studies.drawings.split import SPLITS
 from studies.scenes import write_scenes
 from swag_models import load_model
@@ -86,6 +86,7 @@ def train_models(
         ConfigError: the folder contains other work, or there are no drawings.
     """
     folder, drawings = Path(folder), Path(drawings)
+    check_drawings(drawings)
     job = {"drawings": str(drawings.resolve()), "settings": list(settings)}
     with disk_errors(folder, resumable=True), WorkFolder(folder, job, record="models.json"):
         write_scenes(folder / "scenes", POSTS, 0, SIDE, processes=processes, progress=progress)
@@ -143,7 +144,7 @@ def _finish_model(trained: Path, target: Path, head: Head, drawings: Path) -> di
     top1 = {
         shift: measure_keywords(
             head.synsets,
-            Outputs(outputs.ids, outputs.logits + shift_biases(head, shift), outputs.features),
+            outputs._replace(logits=outputs.logits + shift_biases(head, shift)),
             keywords,
         )["keyword_top1"]["value"]
         for shift in SHIFTS

@@ -25,7 +25,7 @@ from studies.drawings.render import Job, render_all
 from studies.drawings.sources import EMOJI, KEYWORDS
 from studies.drawings.split import SPLITS, Split
 from swag_models.atomic import disk_errors, write_json, write_json_lines
-from swag_models.errors import check_maximum, check_minimum
+from swag_models.errors import ConfigError, check_maximum, check_minimum
 from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.paths import expand_path
 from swag_models.recipe.curation.curate import Curation, curate
@@ -34,7 +34,7 @@ from swag_models.resumable import WorkFolder, run_once
 from swag_models.runtime import count_cpus
 
 VERSION = 1  # of images and posts; equal versions and settings produce equal folders
-SHARD_SIZE = 1000
+SHARD_SIZE, SUMMARY_FILE = 1000, "summary.json"
 # Distance of a near copy; `pack`'s default is for photos, and drawings on white are more alike.
 LIKE_THRESHOLD = 0.1
 
@@ -99,8 +99,18 @@ def build_drawings(
             processes=processes,
             progress=progress,
         )
-        write_json(output / "summary.json", summary)
+        write_json(output / SUMMARY_FILE, summary)
     return summary
+
+
+def check_drawings(drawings: Path) -> None:
+    """Raise ConfigError unless `build_drawings` has finished this folder.
+
+    Args:
+        drawings: the folder.
+    """
+    if not (drawings / SUMMARY_FILE).is_file():
+        raise ConfigError(f"{drawings} has no drawings; run python -m studies.drawings {drawings}")
 
 
 def _folder(output: Path, split: Split) -> Path:

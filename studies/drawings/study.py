@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from studies.drawings.build import check_drawings
 from studies.drawings.held_out import LABELS_FILE, read_synsets
 from studies.drawings.measure import measure_keywords, measure_neighbours, run_gallery, run_model
 from studies.drawings.names import read_emoji, read_posts
@@ -197,8 +198,7 @@ def run_drawings_study(
     """
     folder, drawings, study = Path(folder), Path(drawings), study or DrawingsStudy()
     check_minimum(1, processes=processes)
-    if not (drawings / "summary.json").is_file():
-        raise ConfigError(f"{drawings} has no drawings; run python -m studies.drawings {drawings}")
+    check_drawings(drawings)
     sizes = {name: value for name, value in asdict(study).items() if name != "seeds"}
     job = {**sizes, "drawings": str(drawings.resolve())}
     with disk_errors(folder, resumable=True), WorkFolder(folder, job, record="study.json"):

@@ -32,7 +32,7 @@ def test_the_model_is_trained_rounded_and_measured(
     monkeypatch.setattr(models, "POSTS", 60)
     monkeypatch.setattr(models, "MIN_IMAGES", 3)
     command = ["models", str(folder), str(drawings), "--wordnet", str(WORDNET), "--quiet"]
-    settings = ["epochs=none", "steps=2", "batch_size=8", "image_size=24", "engine.workers=0"]
+    settings = ["epochs=none", "steps=2", "batch_size=8", "image_size=32", "engine.workers=0"]
     command += [part for setting in settings for part in ("--set", setting)]
     assert main(command) == 0
     measured = json.loads((folder / "measured.json").read_text())
