@@ -17,13 +17,12 @@ from swag_models.cli.measuring import (
     report_skipped,
     shared_work,
 )
-from swag_models.cli.output import print_data, print_line, print_message, print_text
+from swag_models.cli.output import print_data, print_line_once, print_message, print_text
 from swag_models.cli.thresholds import add_threshold_option, read_threshold
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
 from swag_models.paths import expand_path
 from swag_models.resumable import output_folder
-from swag_models.runtime import read_environment
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -121,8 +120,7 @@ def report(options: argparse.Namespace) -> int:
         **running,
         **loading,
     )
-    if read_environment("RANK", 0) == 0:  # every process reaches this line
-        print_line(page)
+    print_line_once(page)
     return OK
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from swag_models.errors import MAX_MESSAGE, OutputError
 from swag_models.formatting import escape_unprintable
+from swag_models.runtime import read_environment
 
 PROGRAM = "swag-models: "  # begins every message
 
@@ -56,6 +57,12 @@ def print_message(message: object) -> None:
 def print_line(*cells: object) -> None:
     """Print one line of data on stdout, with tabs between cells and unprintable text escaped."""
     print_data("\t".join(escape_unprintable(str(cell)) for cell in cells))
+
+
+def print_line_once(*cells: object) -> None:
+    """Print a line of data in the first process of torchrun only, where every process calls it."""
+    if read_environment("RANK", 0) == 0:
+        print_line(*cells)
 
 
 def print_text(text: str) -> None:

@@ -13,13 +13,12 @@ from swag_models.cli.common import (
     add_json_option,
     add_quiet_option,
 )
-from swag_models.cli.output import print_data, print_line, print_message
+from swag_models.cli.output import print_data, print_line_once, print_message
 from swag_models.cli.plan import PRESET_HELP, add_set_option, print_columns
 from swag_models.errors import PreemptedError
 from swag_models.recipe.config import Run
 from swag_models.recipe.config_overrides import iterate_fields, override
 from swag_models.recipe.presets import DATA_FIELDS, PRESETS, Preset, find_value_source, get_preset
-from swag_models.runtime import read_environment
 
 PREEMPTED = 75  # exit code EX_TEMPFAIL of sysexits.h: a rerun can succeed
 
@@ -105,8 +104,7 @@ def run_training(work: Callable[[], Path]) -> int:
     except PreemptedError as error:
         print_message(error)
         return PREEMPTED
-    if read_environment("RANK", 0) == 0:  # every process reaches this line
-        print_line(model)
+    print_line_once(model)
     return OK
 
 
