@@ -138,7 +138,7 @@ class ResNetConfig:
 Config = ViTConfig | RegNetConfig | ResNetConfig
 
 
-def minimise(config: Config) -> Config:
+def keep_few_blocks(config: Config) -> Config:
     """Return an architecture of equal widths with as few blocks as possible."""
     if isinstance(config, ResNetConfig):
         return replace(config, depths=(1, 1, 1, 1))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from swag_models.architectures import Config, RegNetConfig, ViTConfig, minimise
+from swag_models.architectures import Config, RegNetConfig, ViTConfig, keep_few_blocks
 from swag_models.checkpoint import read_weights
 from swag_models.errors import CheckpointError
 from swag_models.formatting import count_noun, list_names
@@ -82,7 +82,7 @@ def load_weights(
     # One block is enough to check the arguments before anything is downloaded; the model is built
     # when the file is known to have as many blocks.
     with torch.device("meta"):
-        make(minimise(spec.config))
+        make(keep_few_blocks(spec.config))
     published = source.path is None
     if source.signed:
         path = source.signed.weights

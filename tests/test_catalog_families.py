@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from tiny import deviation, images, randomise, torchvision_twin
 
 import swag_models
-from swag_models.architectures import minimise
+from swag_models.architectures import keep_few_blocks
 from swag_models.hub.fetch import find_weights
 from swag_models.layouts import translate_layout
 from swag_models.models import build
@@ -92,7 +92,7 @@ LARGE = pytest.mark.slow  # 80 and 200 million parameters in one block
 @torch.inference_mode()
 def test_one_block_of_maws_computes_what_timm_does(arch: str) -> None:
     spec = next(spec for spec in MAWS if spec.arch == arch and spec.num_classes)
-    config: Any = minimise(spec.config)
+    config: Any = keep_few_blocks(spec.config)
     size = 4 * config.patch_size
     model = randomise(build(config, num_classes=10, image_size=size)).eval()
     twin = make_timm_vit(config, size, 10)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import swag_models
 from swag_models.app.saliency import compute_saliency
-from swag_models.architectures import ResNetConfig, minimise
+from swag_models.architectures import ResNetConfig, keep_few_blocks
 from swag_models.catalog import MODELS
 from swag_models.errors import ConfigError
 from swag_models.inference.acceleration import accelerate
@@ -60,7 +60,7 @@ def check_equality(config: ResNetConfig, size: int) -> None:
 
 @pytest.mark.parametrize("arch", sorted(CONFIGS.keys() - LARGE - SAME_AT_ONE_BLOCK))
 def test_one_block_of_each_stage_computes_what_torchvision_and_timm_do(arch: str) -> None:
-    check_equality(minimise(CONFIGS[arch]), 64)  # type: ignore[arg-type]
+    check_equality(keep_few_blocks(CONFIGS[arch]), 64)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
