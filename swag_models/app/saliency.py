@@ -127,7 +127,10 @@ def _compute_grad_cam(model: RegNet | ResNet, x: Tensor, stage: int) -> Tensor:
             count = model.num_classes
             last = model.forward_features(x)
             output = model.forward_head(last, pre_logits=not count)  # (1, classes or C)
-            target = output.max() - (output.mean() if count > 1 else 0) if count else output.norm()
+            if count > 1:
+                target = output.max() - output.mean()
+            else:
+                target = output.max() if count else output.norm()
             (gradient,) = torch.autograd.grad(target, activations)  # (1, C, h, w)
     finally:
         handle.remove()

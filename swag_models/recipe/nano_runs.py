@@ -77,9 +77,7 @@ REGNETY_200MF_HASHTAGS = Run(
     epochs=40,
     warmup=0.03,
     optimizer=Optimizer("adamw", lr=3e-3, weight_decay=0.05, clip_norm=1.0),
-    augment=Augment(
-        scale=(0.35, 1.0), sizes=(64, 80, 96), color_jitter=0.4, grayscale=0.1, flip=0.5
-    ),
+    augment=Augment(scale=(0.35, 1.0), sizes=(64, 80, 96), color_jitter=0.4, grayscale=0.1),
     ema=EMA(decay=0.999),
     engine=Engine(precision="bf16", workers=1),
     checkpoint=Checkpointing(every=500),
