@@ -1,4 +1,4 @@
-"""Work of ranks that share a pass. In a module of its own, because each rank imports it anew."""
+"""Work of ranks that share a pass. In a module of its own, because each rank imports it again."""
 
 from __future__ import annotations
 
