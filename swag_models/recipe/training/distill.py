@@ -12,7 +12,7 @@ from swag_models.recipe.config_overrides import override
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.distill_runs import DISTILL
-from swag_models.recipe.presets import get_preset
+from swag_models.recipe.presets import PRESETS
 from swag_models.recipe.training.memory import TIMM_PREFIX, find_arch
 from swag_models.recipe.training.model import PublishInfo
 from swag_models.recipe.training.timm_student import (
@@ -63,13 +63,14 @@ def distill(
     """
     run = make_distill_run(student, os.fspath(teacher))
     run = override(run, [*settings, *([f"init={init}"] if init else [])])
-    preset = None if student.startswith(TIMM_PREFIX) else f"{student}_distill"
-    info = PublishInfo(preset, name, description, license)
+    preset = f"{student}_distill"
+    known = preset in {known.name for known in PRESETS}
+    info = PublishInfo(preset if known else None, name, description, license)
     return train(run, data, output, device=device, progress=progress, publish_info=info)
 
 
 def make_distill_run(student: str, teacher: str) -> Run:
-    """Return the settings of a distillation.
+    """Return the settings of a distillation: of the student's preset, or those for any student.
 
     Args:
         student: an architecture of the catalog, or "timm:" and the name of a timm architecture.
@@ -83,6 +84,10 @@ def make_distill_run(student: str, teacher: str) -> Run:
         preprocess = read_timm_preprocess(create_timm_model(student, 0))
         run = replace(DISTILL, arch=student, image_size=preprocess.size[0])
     else:
-        run = get_preset(f"{find_arch(student).arch}_distill").run
+        spec = find_arch(student)
+        runs = {preset.name: preset.run for preset in PRESETS}
+        run = runs.get(f"{spec.arch}_distill") or replace(
+            DISTILL, arch=spec.arch, image_size=spec.preprocess.size[0]
+        )
     assert run.distill
     return replace(run, distill=replace(run.distill, teacher=teacher))

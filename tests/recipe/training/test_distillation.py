@@ -28,11 +28,14 @@ from safetensors.torch import load_file
 from shards_support import make_shards
 from torch import nn
 
-from swag_models import load_model, load_preprocess
+from swag_models import get_spec, load_model, load_preprocess
+from swag_models.catalog import MODELS
 from swag_models.errors import ConfigError, SwagModelsError
 from swag_models.inference import Classifier, Embedder
 from swag_models.inference.embed import write_embeddings
 from swag_models.publish import save
+from swag_models.recipe.distill_runs import check_distill_run
+from swag_models.recipe.training.distill import distill, make_distill_run
 from swag_models.recipe.training.distill_losses import compare_features, compare_logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -199,7 +202,6 @@ def test_teacher_and_student_see_the_same_crop_at_their_own_sizes(
     """A student with the weights of its teacher and an identity as projection has no loss."""
     from swag_models.recipe.config_overrides import override
     from swag_models.recipe.data.collate import Batch
-    from swag_models.recipe.training.distill import make_distill_run
     from swag_models.recipe.training.distillation import DistillState
     from swag_models.recipe.training.distributed import init_distributed
     from swag_models.recipe.training.setup import set_up
@@ -220,6 +222,21 @@ def test_teacher_and_student_see_the_same_crop_at_their_own_sizes(
         assert next(iter(small.loader)).images.shape == (4, 3, 48, 48)  # the teacher's
         large = set_up(override(run, ["image_size=64"]), images, None, tmp_path, dist)
         assert next(iter(large.loader)).images.shape == (4, 3, 64, 64)
+
+
+def test_every_architecture_of_the_catalog_can_be_a_student() -> None:
+    for arch in {spec.arch: None for spec in MODELS}:
+        run = make_distill_run(arch, TEACHER)
+        assert (run.arch, run.distill and run.distill.teacher) == (arch, TEACHER)
+        check_distill_run(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["resnet18", "regnety_200mf"])
+def test_a_student_without_a_preset_is_trained(student: str, images: Path, tmp_path: Path) -> None:
+    settings = ["epochs=none", "steps=1", "batch_size=4", "image_size=32", "engine.workers=0"]
+    model = distill(student, TEACHER, images, tmp_path / "run", settings=settings, progress=False)
+    assert get_spec(model).arch == student
 
 
 @pytest.mark.slow
