@@ -10,6 +10,9 @@ demo: .venv/core
 	$(BIN)/swag-models verify regnety_200mf_hashtags
 	@echo "Ten emoji by an artist that this small model has not seen (of 69% of these the first class is a keyword):"
 	$(BIN)/swag-models classify swag_models/app/examples --model regnety_200mf_hashtags --top-k 4
+	@echo "Zero-shot, among eleven of its 1,751 hashtags:"
+	$(BIN)/swag-models classify swag_models/app/examples --model regnety_200mf_hashtags --top-k 1 \
+	  --candidate-labels bus,cat,house,locomotive,mountain,mushroom,pear,tea,tree,whale,wineglass
 	$(BIN)/python examples/finetune.py
 
 # About 20 minutes; rerun it to resume. New weights need their metrics and hashes in the catalog.

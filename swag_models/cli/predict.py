@@ -40,7 +40,10 @@ def classify(options: argparse.Namespace) -> int:
 
     images = _find_images(options.image)
     threshold = read_threshold(options)
-    classifier = Classifier(spec, threshold=threshold, **_get_pipeline_options(options))
+    labels = None if options.candidate_labels is None else options.candidate_labels.split(",")
+    classifier = Classifier(
+        spec, threshold=threshold, candidate_labels=labels, **_get_pipeline_options(options)
+    )
     num_skipped = 0
     for name, predictions, reason in classifier.stream(images, options.top_k):
         if reason:
@@ -193,6 +196,11 @@ def add_commands(add: AddCommand) -> None:
         help="largest number of classes per image (default: 5, or all with --threshold)",
     )
     add_threshold_option(command, "print every class with at least this probability")
+    command.add_argument(
+        "--candidate-labels",
+        metavar="NAMES",
+        help="the only classes to choose from: names,with,commas (default: all classes)",
+    )
     add_json_option(command, "print one line of JSON per image")
 
     command = add("embed", embed, "swag-models embed photos/ --model vit_b16 -o photos.parquet")

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from swag_models.api import get_spec, load_classes
-from swag_models.errors import ConfigError, check_minimum, check_types, plain_arguments
+from swag_models.errors import (
+    ConfigError,
+    check_minimum,
+    check_types,
+    plain_arguments,
+    suggest_names,
+)
 from swag_models.formatting import count_noun
 from swag_models.inference.pipeline import InferencePipeline, Skipped
 from swag_models.inference.thresholds import Thresholds, read_thresholds
@@ -77,10 +83,13 @@ class Classifier(InferencePipeline):
             probable ones are returned. For a model that is not multi-label, probabilities are the
             softmax, of which at most one exceeds 0.5.
         multi_label: whether probabilities are sigmoids; by default as the model states.
+        candidate_labels: names of the only classes to choose from; the softmax is over these. With
+            hashtags as classes, this is zero-shot classification.
         options: see `InferencePipeline`.
 
     Raises:
-        ConfigError: the model has no classes, or an option has an invalid value.
+        ConfigError: the model has no classes or not all candidates, or an option has an invalid
+            value.
     """
 
     keeps_head = True
@@ -94,6 +103,7 @@ class Classifier(InferencePipeline):
         classes: Sequence[str] | None = None,
         threshold: Thresholds | None = None,
         multi_label: bool | None = None,
+        candidate_labels: Sequence[str] | None = None,
         **options: "Unpack[PipelineOptions]",
     ) -> None:
         check_types(bool | None, multi_label=multi_label)
@@ -102,6 +112,7 @@ class Classifier(InferencePipeline):
             # errors come before a long download of the weights
             if options.get("weights", ...) is ...:
                 names = _name_classes(model, model.num_classes, classes)
+                _find_candidates(names, candidate_labels)
                 if threshold is not None:
                     read_thresholds(threshold, names)
             elif classes is None:  # a file of weights may have other classes
@@ -113,6 +124,7 @@ class Classifier(InferencePipeline):
         if multi_label is not None:
             self.spec = replace(self.spec, multi_label=multi_label)
         self.thresholds = None if threshold is None else read_thresholds(threshold, self.classes)
+        self.candidates = _find_candidates(self.classes, candidate_labels)  # indices
 
     def _describe_output(self) -> str:
         return count_noun(len(self.classes), "class")
@@ -183,14 +195,20 @@ class Classifier(InferencePipeline):
                 f"{count_noun(len(self.classes), 'class')}; make another head with "
                 "model.reset_classifier, and name its classes with Classifier(..., classes=[...])"
             )
-        probabilities = logits.sigmoid() if self.spec.multi_label else logits.softmax(dim=-1)
-        count = min(top_k or DEFAULT_TOP_K, logits.shape[1])
+        others = torch.ones(len(self.classes), dtype=torch.bool, device=logits.device)
+        others[list(self.candidates)] = False
+        if self.spec.multi_label:
+            probabilities = logits.sigmoid()
+        else:
+            probabilities = logits.masked_fill(others, -torch.inf).softmax(dim=-1)
+        probabilities = probabilities.masked_fill(others, -1)
+        count = min(top_k or DEFAULT_TOP_K, len(self.candidates))
         if self.thresholds is not None:
             # in float64, in which each probability is the number that is returned
             thresholds = torch.tensor(self.thresholds, dtype=torch.float64, device="cpu")
             below = probabilities.double() < thresholds
             probabilities = probabilities.masked_fill(below, -1)
-            largest = int((~below).sum(dim=1).max())  # of the numbers of classes of an image
+            largest = int((probabilities != -1).sum(dim=1).max())  # of the classes of an image
             count = largest if top_k is None else min(top_k, largest)
         top = probabilities.topk(count)
         return [
@@ -210,6 +228,19 @@ def _name_classes(
     if classes is None or not count:
         return load_classes(model)
     return check_class_names(classes, count)
+
+
+def _find_candidates(classes: Sequence[str], labels: Sequence[str] | None) -> Sequence[int]:
+    """The indices of the classes to choose from: all by default."""
+    if labels is None:
+        return range(len(classes))
+    check_types(list | tuple, candidate_labels=labels)
+    if not labels:
+        raise ConfigError("candidate_labels is empty; name one class or more")
+    indices = {name: index for index, name in enumerate(classes)}
+    if unknown := [label for label in labels if label not in indices]:
+        raise ConfigError(suggest_names("candidate label", str(unknown[0]), classes))
+    return sorted({indices[label] for label in labels})
 
 
 class Embedder(InferencePipeline):

@@ -36,6 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 FAMILIES = pytest.mark.parametrize("family", ["vit", "regnet"])
 Model = tuple[ModelSpec, Path]
+TREE = Path(swag_models.__file__).parent / "app" / "examples" / "tree.jpg"
 
 
 @pytest.fixture
@@ -106,6 +107,43 @@ def test_batch_size_and_number_of_workers_do_not_change_results(
     assert (embeddings.vectors - expected).abs().max() <= 1e-5 * expected.abs().max()
     probabilities = compute_all_probabilities(Classifier(model[0], **options), files)
     assert torch.allclose(probabilities, run_model(model, files).softmax(dim=1), rtol=0, atol=1e-5)
+
+
+def test_candidate_labels_are_the_only_classes_to_choose_from() -> None:
+    image = TREE
+    names = ["tree", "bus", "whale"]
+    every = Classifier("regnety_200mf_hashtags")(image, top_k=1751)[0]
+    few = Classifier("regnety_200mf_hashtags", candidate_labels=names)(image)[0]
+    expected = {row.label: row.probability for row in every if row.label in names}
+    total = sum(expected.values())
+    assert {row.label: row.probability for row in few} == pytest.approx(
+        {label: value / total for label, value in expected.items()}, abs=1e-6
+    )
+    assert [row.index for row in few] == [row.index for row in every if row.label in names]
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_candidate_labels_and_a_threshold(multi_label: bool) -> None:
+    """Classes that are no candidates are never returned; a sigmoid does not depend on others."""
+    options: dict[str, Any] = {"multi_label": multi_label, "candidate_labels": ["tree", "bus"]}
+    (rows,) = Classifier("regnety_200mf_hashtags", threshold=0, **options)(TREE)
+    assert {row.label for row in rows} == {"tree", "bus"}
+    if multi_label:
+        (every,) = Classifier("regnety_200mf_hashtags", threshold=0, multi_label=True)(TREE)
+        assert set(rows) < set(every)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["tre"], "unknown candidate label 'tre'; did you mean: tree"),
+        ([], "candidate_labels is empty; name one class or more"),
+        ("tree", "invalid candidate_labels 'tree': allowed: list or tuple"),
+    ],
+)
+def test_invalid_candidate_labels_are_rejected(labels: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        Classifier("regnety_200mf_hashtags", candidate_labels=labels)
 
 
 def test_predictions_are_sorted_and_have_class_names() -> None:
