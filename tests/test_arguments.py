@@ -241,7 +241,13 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         "ModelSpec.from_dict": (swag_models.ModelSpec.from_dict, {"data": VIT_SPEC.to_dict()}),
         "Classifier": (
             inference.Classifier,
-            {**pipeline, "classes": None, "threshold": 0.5, "multi_label": None},
+            {
+                **pipeline,
+                "classes": None,
+                "threshold": 0.5,
+                "multi_label": None,
+                "candidate_labels": None,
+            },
         ),
         "Classifier.call": (classifier, {"images": image, "top_k": 1}),
         "Classifier.stream": (

@@ -238,8 +238,10 @@ def _find_candidates(classes: Sequence[str], labels: Sequence[str] | None) -> Se
     if not labels:
         raise ConfigError("candidate_labels is empty; name one class or more")
     indices = {name: index for index, name in enumerate(classes)}
-    if unknown := [label for label in labels if label not in indices]:
-        raise ConfigError(suggest_names("candidate label", str(unknown[0]), classes))
+    for label in labels:
+        check_types(str, candidate_labels=label)
+        if label not in indices:
+            raise ConfigError(suggest_names("candidate label", label, classes))
     return sorted({indices[label] for label in labels})
 
 
