@@ -19,7 +19,7 @@ from swag_models.errors import (
 )
 from swag_models.formatting import describe
 from swag_models.hub.hf_format import read_config, read_folder
-from swag_models.hub.huggingface import PREFIX, make_url, parse_name, parse_url
+from swag_models.hub.hub_names import PREFIX, make_url, parse_name, parse_url
 from swag_models.paths import expand_path
 from swag_models.spec import ModelSpec
 

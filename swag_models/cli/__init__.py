@@ -1,17 +1,18 @@
 """The `swag-models` command. Data goes to stdout, messages to stderr.
 
 Each module contains the subcommands of one topic: a function for each of them, and functions that
-declare their options.
+declare their options. Only the module of the subcommand that runs is imported.
 """
 
 import argparse
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from swag_models import __version__
-from swag_models.cli import curate, finetune, models, predict, publish
 from swag_models.cli.common import FAILED, INTERRUPTED, OK, USAGE, Parser, make_adder
 from swag_models.cli.flags import Flags, list_flags, spell_flags, spelled_logs
 from swag_models.cli.interrupts import deliver_interrupts, ignore_interrupts
@@ -19,7 +20,13 @@ from swag_models.cli.output import discard_data, flush_data, prepare_streams, pr
 from swag_models.errors import ConfigError, SwagModelsError, UnknownModelError
 
 RANK_WAIT = 15  # seconds; on a busy machine rank 0 takes several to end
-MODULES = (models, predict, finetune, publish, curate)  # in the order of the help
+COMMANDS = {  # of each module, in the order of the help
+    "models": ("list", "info", "fetch", "bundle", "verify", "convert"),
+    "predict": ("classify", "embed", "merge", "nearest", "app"),
+    "finetune": ("finetune",),
+    "publish": ("save", "sign", "push", "export"),
+    "curate": ("recipe",),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     # Pillow warns of damaged metadata with two lines that do not name the file.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    return run_command(lambda: make_parser().parse_args(arguments), ends=arguments is None)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return run_command(lambda: make_parser(*given[:1]).parse_args(given), ends=arguments is None)
 
 
 def run_command(parse: Callable[[], argparse.Namespace], ends: bool) -> int:
@@ -84,13 +92,18 @@ def _run(parse: Callable[[], argparse.Namespace]) -> int:
         return _fail("interrupted", INTERRUPTED)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser with every subcommand."""
+def make_parser(command: str = "") -> argparse.ArgumentParser:
+    """The parser with the subcommands of one module, or of all.
+
+    Args:
+        command: a subcommand; of its module only, unless it is none.
+    """
     parser = Parser(prog="swag-models", description="Vision backbones pre-trained on hashtags.")
     parser.add_argument("--version", action="version", version=f"swag-models {__version__}")
     add = make_adder(parser)
-    for module in MODULES:
-        module.add_commands(add)
+    for module, commands in COMMANDS.items():
+        if command in commands or not any(command in names for names in COMMANDS.values()):
+            import_module(f"swag_models.cli.{module}").add_commands(add)
     return parser
 
 

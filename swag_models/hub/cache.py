@@ -24,7 +24,8 @@ from swag_models.errors import CacheError, CheckpointError
 from swag_models.formatting import escape_unprintable
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import INDEX_FILE, read_index
-from swag_models.hub.huggingface import find_cached, parse_url
+from swag_models.hub.hub_names import parse_url
+from swag_models.hub.huggingface import find_cached
 from swag_models.hub.safetensors_header import is_safetensors, read_header
 from swag_models.paths import read_regular
 from swag_models.spec import SHA256, Source

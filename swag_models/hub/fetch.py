@@ -37,15 +37,9 @@ from swag_models.hub.cache import (
 from swag_models.hub.download import ClaimedSizeError, download, hash_file
 from swag_models.hub.hf_format import CONFIG_FILE
 from swag_models.hub.hub_errors import UnreachableError
+from swag_models.hub.hub_names import PREFIX, parse_url
 from swag_models.hub.hub_rules import COMMIT
-from swag_models.hub.huggingface import (
-    PREFIX,
-    check_content,
-    download_file,
-    find_cached,
-    find_commit,
-    parse_url,
-)
+from swag_models.hub.huggingface import check_content, download_file, find_cached, find_commit
 from swag_models.hub.part_file import remove_parts
 from swag_models.spec import SHA256, ModelSpec, Progress, Source
 

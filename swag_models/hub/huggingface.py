@@ -1,16 +1,14 @@
-"""The Hugging Face Hub through its own client: names, URLs, downloads and readable errors.
+"""The Hugging Face Hub through its own client: downloads and readable errors.
 
 Imports no torch. The client is imported inside functions, because importing it takes longer than
 the rest of `swag_models.hub` together.
 """
 
 import hashlib
-import re
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote, unquote
 
-from swag_models.errors import CacheError, ConfigError, FetchError
+from swag_models.errors import CacheError, FetchError
 from swag_models.hub.hub_client import (
     call_with_rate,
     client_session,
@@ -20,56 +18,6 @@ from swag_models.hub.hub_client import (
 from swag_models.hub.hub_errors import UnreachableError
 from swag_models.hub.hub_rules import COMMIT
 from swag_models.spec import SHA256, Progress
-
-PREFIX = "hf-hub:"  # timm's prefix for a model on the Hub
-REPO_NAME = re.compile(r"([^@]+)(?:@(\w[\w./+-]*))?")
-# The rules of huggingface_hub's `validate_repo_id`, for messages.
-REPO_RULES = (
-    "letters, digits and . _ -, at most 96 characters; no . or - at an end, no .. or --, no .git"
-)
-
-
-def is_repo(text: str) -> bool:
-    """Whether `text` is org/repo in characters that the Hub allows."""
-    with client_session(text):
-        from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-        try:
-            validate_repo_id(text)
-        except HFValidationError:
-            return False
-        return "/" in text
-
-
-def parse_name(name: str) -> tuple[str, str]:
-    """Split hf-hub:org/repo[@revision].
-
-    Returns:
-        (org/repo, revision); the revision is `main` by default.
-
-    Raises:
-        ConfigError: the name has another form.
-    """
-    match = REPO_NAME.fullmatch(name.removeprefix(PREFIX))
-    if match is None or not is_repo(match[1]) or ".." in name:
-        raise ConfigError(
-            f"invalid repository name {name!r}: write {PREFIX}org/repo or "
-            f"{PREFIX}org/repo@revision; allowed in org/repo: {REPO_RULES}"
-        )
-    return match[1], match[2] or "main"
-
-
-def make_url(repo: str, revision: str, file: str) -> str:
-    """The `Source.url` of a file: hf://org/repo@revision/file."""
-    return f"hf://{repo}@{quote(revision, safe='')}/{file}"
-
-
-def parse_url(url: str) -> tuple[str, str, str]:
-    """Split hf://org/repo[@revision]/file into (org/repo, revision, file)."""
-    org, repo, file = url.removeprefix("hf://").split("/", 2)
-    repo, _, revision = repo.partition("@")
-    return f"{org}/{repo}", unquote(revision) or "main", file
 
 
 def find_cached(repo: str, revision: str, file: str) -> Path | None:

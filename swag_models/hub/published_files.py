@@ -4,7 +4,8 @@ from pathlib import Path
 
 from swag_models.hub.cache import is_remote, local_path
 from swag_models.hub.fetch import fetch_config, is_offline
-from swag_models.hub.huggingface import find_cached, list_repo, parse_url
+from swag_models.hub.hub_names import parse_url
+from swag_models.hub.huggingface import find_cached, list_repo
 from swag_models.spec import ModelSpec
 
 

@@ -14,15 +14,9 @@ from swag_models.errors import ConfigError, FetchError, SignatureError, UnknownM
 from swag_models.hub.fetch import is_offline, log_license
 from swag_models.hub.hf_format import CONFIG_FILE, SIGNATURE_FILE, read_config
 from swag_models.hub.hub_errors import UnreachableError
+from swag_models.hub.hub_names import PREFIX, make_url, parse_name
 from swag_models.hub.hub_rules import COMMIT
-from swag_models.hub.huggingface import (
-    PREFIX,
-    download_file,
-    find_cached,
-    list_repo,
-    make_url,
-    parse_name,
-)
+from swag_models.hub.huggingface import download_file, find_cached, list_repo
 from swag_models.hub.signature import load_public_key
 from swag_models.hub.signed_folder import (
     VerifiedFolder,

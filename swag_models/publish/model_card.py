@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from swag_models.formatting import count_noun, markdown_table
-from swag_models.hub.huggingface import PREFIX
+from swag_models.hub.hub_names import PREFIX
 from swag_models.hub.timm_format import is_known_to_timm
 from swag_models.publish.pretraining import Work
 from swag_models.spec import UNKNOWN, ModelSpec

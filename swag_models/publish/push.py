@@ -29,7 +29,7 @@ from swag_models.hub.hf_format import (
 )
 from swag_models.hub.hub_client import call_client, client_session
 from swag_models.hub.hub_errors import LOGIN_HINT
-from swag_models.hub.huggingface import PREFIX, REPO_RULES, is_repo
+from swag_models.hub.hub_names import PREFIX, REPO_RULES, is_repo
 from swag_models.hub.signature import parse_signature
 from swag_models.hub.signed_folder import (
     UNSIGNED_NAMES,

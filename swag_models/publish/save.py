@@ -30,7 +30,7 @@ from swag_models.hub.hf_format import (
     WEIGHTS_FILE,
     make_config,
 )
-from swag_models.hub.huggingface import parse_url
+from swag_models.hub.hub_names import parse_url
 from swag_models.paths import expand_path
 from swag_models.publish.model_card import CardDetails, make_card
 from swag_models.publish.pretraining import find_work

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,35 @@ from safetensors.torch import load_file
 from server import Server
 
 import swag_models
-from swag_models.cli import main
+from swag_models.cli import COMMANDS, main
+from swag_models.cli.common import Parser, make_adder
 from swag_models.inference.embeddings_file import read_embeddings
 
 FILES = sorted(SCENES.iterdir())
 CLASSIFY = ["classify", "--model", "vit_nano_hashtags"]
 EMBED = ["embed", "--model", "vit_nano_hashtags"]
 Capture = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_each_subcommand_is_found_in_its_module(module: str) -> None:
+    parser = Parser()
+    import_module(f"swag_models.cli.{module}").add_commands(make_adder(parser))
+    (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    assert tuple(commands) == COMMANDS[module]
+
+
+def test_listing_models_imports_neither_other_commands_nor_a_network_client() -> None:
+    script = (
+        "import sys; from swag_models.cli import main; main(['list', 'vit_b16']);"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    imported = set(done.stderr.split())
+    assert "swag_models.cli.models" in imported
+    heavy = {"swag_models.cli.predict", "swag_models.recipe", "torch", "ssl", "huggingface_hub"}
+    assert not heavy & imported
+    assert "vit_b16" in done.stdout.split()
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -88,7 +111,8 @@ def test_a_number_of_parameters_is_checked(value: str, capsys: Capture) -> None:
 def test_list_and_the_processes_that_pack_images_do_not_import_torch() -> None:
     code = """
 import sys
-from swag_models.cli import main
+from swag_models.cli import COMMANDS, main
+from swag_models.cli.common import Parser, make_adder
 main(["list"])
 main(["info", "vit_b16"])
 from swag_models.recipe.curation import curate
