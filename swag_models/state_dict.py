@@ -3,7 +3,6 @@
 Axes: D width, h w grid of patches, k kernel size.
 """
 
-import logging
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -18,7 +17,8 @@ from torch import Tensor
 from swag_models.architectures import Config, RegNetConfig, ViTConfig, keep_few_blocks
 from swag_models.checkpoint import read_weights
 from swag_models.errors import CheckpointError
-from swag_models.formatting import count_noun, list_names
+from swag_models.formatting import list_names
+from swag_models.heads import HEAD_PREFIXES, HEADS, fit_head, take_head
 from swag_models.hub.fetch import fetch_weights
 from swag_models.layouts import recognise_layout, translate_layout
 from swag_models.positions import Grid, choose_grid, move_position
@@ -30,13 +30,9 @@ if TYPE_CHECKING:
 
 # Of a ViT, a RegNet and a ResNet
 FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.conv.weight", "conv1.weight")
-HEADS = ("head.weight", "head.fc.weight", "fc.weight")
-HEAD_PREFIXES = ("head.", "fc.")
 # A block in timm's names, of a ViT, a RegNet and a ResNet
 BLOCK_NAME = re.compile(r"blocks\.\d+(?=\.)|s\d+\.b\d+(?=\.)|layer\d+\.\d+(?=\.)", re.ASCII)
 INTEGERS = {torch.int32, torch.int16, torch.int8, torch.uint8}
-
-logger = logging.getLogger("swag_models")
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ def load_weights(
     if not published:
         spec = replace(spec, metrics=None, sources=())  # they hold for the published weights only
         if not fresh_head:
-            spec = _take_head(spec, state, names, origin)
+            spec = take_head(spec, state, names, origin)
             make = partial(make, num_classes=spec.num_classes)
     with torch.device("meta"):
         model = make(spec.config)
@@ -114,30 +110,6 @@ def load_weights(
     model.load_state_dict(state, assign=True)  # no copy: parameters are the mapped tensors
     model.spec = spec
     return model
-
-
-def _take_head(
-    spec: ModelSpec, state: Mapping[str, Tensor], names: list[tuple[str, ...]], origin: str
-) -> ModelSpec:
-    """Return a spec with the number and the names of the classes of a user's file."""
-    translated = translate_layout(state, "timm")
-    weight = next((translated[name] for name in HEADS if name in translated), None)
-    if weight is None or not weight.ndim or not len(weight):  # `_check_match` reports it
-        return spec
-    num_classes = len(weight)
-    classes = next((found for found in names if len(found) == num_classes), None)
-    if num_classes != spec.num_classes:
-        logger.warning(
-            "%s has a head of %s, which is kept (%s: %s); for another pass num_classes=",
-            origin,
-            count_noun(num_classes, "class"),
-            spec.name,
-            spec.num_classes or "no head",
-        )
-        return replace(spec, num_classes=num_classes, classes=classes, synsets=None)
-    if classes not in (None, spec.classes):
-        return replace(spec, classes=classes, synsets=None)
-    return spec
 
 
 def check_blocks(state: Mapping[str, Tensor], config: Config, origin: str) -> None:
@@ -223,7 +195,7 @@ def fit_state_dict(
     state = {key: tensor.detach() for key, tensor in translate_layout(state, "timm").items()}
     if published is not None:
         _check_published(state, published, origin)
-    state = _fit_head(state, model, origin, drop_head, fresh_head)
+    state = fit_head(state, model, origin, drop_head, fresh_head)
     for name in FIRST_CONVOLUTIONS:
         if name in state and name in wanted:
             state[name] = _fit_channels(state[name], wanted[name].shape[1])
@@ -273,40 +245,6 @@ def _find_grid(spec: ModelSpec) -> tuple[int, int]:
     assert isinstance(spec.config, ViTConfig)
     height, width = spec.preprocess.size
     return height // spec.config.patch_size, width // spec.config.patch_size
-
-
-def _fit_head(
-    state: dict[str, Tensor], model: Any, origin: str, drop_head: bool, fresh_head: bool
-) -> dict[str, Tensor]:
-    """Keep, drop or replace the head of a state dict with native names."""
-    backbone = {key: tensor for key, tensor in state.items() if not key.startswith(HEAD_PREFIXES)}
-    # First dimension of the weight and the bias; both equal the number of classes.
-    sizes = sorted(
-        {
-            tuple(tensor.shape[:1])
-            for key, tensor in state.items()
-            if key.startswith(HEAD_PREFIXES) and not drop_head
-        }
-    )
-    has = f"a head of {count_noun(sizes[-1][0], 'class')}" if sizes and sizes[-1] else "no head"
-    keep = f"; to keep it, pass num_classes={sizes[-1][0]}" if sizes and sizes[-1] else ""
-    if not model.num_classes:
-        return backbone
-    # A missing head that the user did not ask for is left to `_check_match`, which reports it.
-    if sizes == [(model.num_classes,)] or (not sizes and not fresh_head and not drop_head):
-        return state
-    logger.warning(
-        "%s has %s: the head of %s is freshly initialised%s",
-        origin,
-        has,
-        count_noun(model.num_classes, "class"),
-        keep,
-    )
-    model.reset_classifier(model.num_classes)
-    fresh = {
-        key: tensor for key, tensor in model.state_dict().items() if key.startswith(HEAD_PREFIXES)
-    }
-    return {**backbone, **fresh}
 
 
 def _fit_channels(weight: Tensor, in_chans: int) -> Tensor:
