@@ -197,3 +197,36 @@ def check_grid(grid_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
             f"allowed: at most {MAX_POSITIONS:,}"
         )
     return grid_size
+
+
+def check_mask(attn_mask: Tensor | None, x: Tensor, num_heads: int, merge_tokens: int) -> None:
+    """Raise ConfigError unless a mask is None or can be broadcast to the scores of tokens.
+
+    Args:
+        attn_mask: the argument of a forward method.
+        x: tokens (N, S, D).
+        num_heads: heads of a block.
+        merge_tokens: number of tokens that each block merges.
+    """
+    if attn_mask is None:
+        return
+    if merge_tokens:
+        raise ConfigError(
+            f"attn_mask is for all tokens, but merge_tokens is {merge_tokens}; leave one of them "
+            "out"
+        )
+    kind: Any = attn_mask
+    if isinstance(attn_mask, Tensor):
+        kind = f"{attn_mask.dtype} {tuple(attn_mask.shape)}"
+        scores = (x.shape[0], num_heads, x.shape[1], x.shape[1])
+        sides = zip(reversed(attn_mask.shape), reversed(scores))
+        if (
+            attn_mask.dtype in (torch.bool, x.dtype)
+            and 2 <= attn_mask.ndim <= 4
+            and all(side in (1, wanted) for side, wanted in sides)
+        ):
+            return
+    raise ConfigError(
+        f"attn_mask is {describe(kind)}; give a bool or {x.dtype} tensor that can be broadcast "
+        f"to (N, heads, S, S) with S={x.shape[1]}"
+    )

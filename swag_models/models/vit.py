@@ -14,6 +14,7 @@ from swag_models.architectures import ViTConfig
 from swag_models.errors import ConfigError, check_types
 from swag_models.layouts import resize_position_embedding
 from swag_models.models.arguments import (
+    check_mask,
     check_merge_tokens,
     check_num_classes,
     check_rate,
@@ -165,7 +166,7 @@ class ViT(ViTInterface):
             return self.norm(self.blocks(self.patch_drop(x)))
         assert not is_scripting(), "a scripted model takes no attention mask"
         self._check_no_drop()
-        self._check_mask(attn_mask, x)
+        check_mask(attn_mask, x, self.num_heads, self.merge_tokens)
         for block in self.blocks:
             x = self.blocks.step(block, x, attn_mask)
         return self.norm(x)

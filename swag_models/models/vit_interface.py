@@ -19,6 +19,7 @@ from swag_models.models.arguments import (
     ViTMapOptions,
     check_grid,
     check_image_size,
+    check_mask,
     choose_levels,
     has_free_size,
     is_scripting,
@@ -169,7 +170,7 @@ class ViTInterface(Backbone):
         maps: list[Tensor] = []
         prefixes: list[Tensor] = []
         x = self._embed(x)
-        self._check_mask(attn_mask, x)
+        check_mask(attn_mask, x, self.num_heads, self.merge_tokens)
         state = self.blocks.start(x)
         for index, block in enumerate(self.blocks):
             if stop_early and index > chosen[-1]:
@@ -302,31 +303,6 @@ class ViTInterface(Backbone):
     def _embed(self, x: Tensor) -> Tensor:
         """Convert images (N, C, H, W) to tokens with positions (N, S, D)."""
         raise NotImplementedError
-
-    def _check_mask(self, attn_mask: Tensor | None, x: Tensor) -> None:
-        """Raise ConfigError unless a mask is None or can be broadcast to the scores of tokens."""
-        if attn_mask is None:
-            return
-        if self.merge_tokens:
-            raise ConfigError(
-                f"attn_mask is for all tokens, but merge_tokens is {self.merge_tokens}; leave one "
-                "of them out"
-            )
-        kind: Any = attn_mask
-        if isinstance(attn_mask, Tensor):
-            kind = f"{attn_mask.dtype} {tuple(attn_mask.shape)}"
-            scores = (x.shape[0], self.num_heads, x.shape[1], x.shape[1])
-            sides = zip(reversed(attn_mask.shape), reversed(scores))
-            if (
-                attn_mask.dtype in (torch.bool, x.dtype)
-                and 2 <= attn_mask.ndim <= 4
-                and all(side in (1, wanted) for side, wanted in sides)
-            ):
-                return
-        raise ConfigError(
-            f"attn_mask is {describe(kind)}; give a bool or {x.dtype} tensor that can be broadcast "
-            f"to (N, heads, S, S) with S={x.shape[1]}"
-        )
 
     def _describe_patches(self) -> None:
         """Tell the patch embedding the sizes that timm's has."""
