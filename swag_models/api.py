@@ -155,10 +155,9 @@ def load_model(
         FetchError: no source could be downloaded.
         CheckpointError: the file is damaged or does not fit the model.
     """
-    check_types(bool, pretrained=pretrained)
+    check_types(bool, pretrained=pretrained, features_only=features_only)
     check_choice("backend", backend, *get_args(Backend))
     _check_progress(progress)
-    check_types(bool, features_only=features_only)
     if options:
         renamed = _rename_options(options, image_size=image_size, weights=weights)
         image_size, weights = renamed["image_size"], renamed["weights"]
@@ -213,16 +212,7 @@ def load_model(
     else:
         with torch.device("cpu"):
             model = make(spec.config)
-        # The published accuracy and licence hold for the published weights only.
-        model.spec = replace(
-            spec,
-            metrics=None,
-            sources=(),
-            description=UNTRAINED,
-            license=UNKNOWN,
-            license_url="",
-            pretraining=None,
-        )
+        model.spec = _describe_untrained(spec)
     _place_model(model, pretrained, on_device, as_dtype)
     return FeatureNet(model, out_indices) if features_only else model
 
@@ -236,6 +226,19 @@ def _open_signed(
     if weights is not ... and weights != DEFAULT_WEIGHTS:
         raise ConfigError("weights= is not signed; leave it or trusted_key= out")
     return open_signed(name, trusted_key, progress=progress)
+
+
+def _describe_untrained(spec: ModelSpec) -> ModelSpec:
+    """Return a spec without the accuracy, licence and sources, which are of published weights."""
+    return replace(
+        spec,
+        metrics=None,
+        sources=(),
+        description=UNTRAINED,
+        license=UNKNOWN,
+        license_url="",
+        pretraining=None,
+    )
 
 
 def _place_model(

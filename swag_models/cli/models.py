@@ -202,25 +202,7 @@ def convert(options: argparse.Namespace) -> int:
 
 def add_commands(add: AddCommand) -> None:
     """Declare the subcommands of this module and their options."""
-    command = add("list", list_, "swag-models list 'vit*' --variant in1k")
-    command.add_argument("pattern", nargs="*", help="names or shell patterns (default: all)")
-    for name in FILTERS:
-        kind: Any = int if name in ("image_size", "num_classes") else str
-        found = {value for spec in SPECS.values() for value in list_values(spec, name)}
-        values = sorted(found - {None}, key=str)
-        command.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=kind,
-            metavar=name.upper(),
-            help=", ".join(map(str, values)),
-        )
-    command.add_argument(
-        "--sort", choices=tuple(SORT_KEYS), help="order, the most accurate or smallest first"
-    )
-    command.add_argument(
-        "--max-params", type=parse_count, metavar="N", help="largest number of parameters, as 100M"
-    )
-    add_json_option(command, "print the full specs as JSON")
+    _add_list(add)
 
     command = add("info", info, "swag-models info vit_b16_in1k")
     command.add_argument("name", help="model, folder, or hf-hub:org/repo[@revision]")
@@ -264,6 +246,28 @@ def add_commands(add: AddCommand) -> None:
     )
     command.set_defaults(python_names={"weights_key": "--key"})
     add_backend_option(command)
+
+
+def _add_list(add: AddCommand) -> None:
+    command = add("list", list_, "swag-models list 'vit*' --variant in1k")
+    command.add_argument("pattern", nargs="*", help="names or shell patterns (default: all)")
+    for name in FILTERS:
+        kind: Any = int if name in ("image_size", "num_classes") else str
+        found = {value for spec in SPECS.values() for value in list_values(spec, name)}
+        values = sorted(found - {None}, key=str)
+        command.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            metavar=name.upper(),
+            help=", ".join(map(str, values)),
+        )
+    command.add_argument(
+        "--sort", choices=tuple(SORT_KEYS), help="order, the most accurate or smallest first"
+    )
+    command.add_argument(
+        "--max-params", type=parse_count, metavar="N", help="largest number of parameters, as 100M"
+    )
+    add_json_option(command, "print the full specs as JSON")
 
 
 def find_top1(spec: ModelSpec) -> float | None:

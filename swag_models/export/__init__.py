@@ -188,18 +188,7 @@ def export_model(
                 "dynamic_size is not possible with merge_tokens, whose graph depends on the size; "
                 "leave it out, or pass merge_tokens=0"
             )
-        metadata = Metadata(
-            name=spec.name,
-            license=spec.license,
-            license_url=spec.license_url,
-            library=f"swag_models {__version__}",
-            dtype=dtype,
-            input=INPUT_NAME,
-            output="logits" if eager.num_classes else "features",
-            preprocess=replace(spec.preprocess, image_size=eager.image_size),
-            classes=_list_classes(spec, eager.num_classes, classes),
-            multi_label=spec.multi_label,
-        )
+        metadata = _make_metadata(spec, eager, dtype, classes)
         needs_ranges = dtype == "int8" and spec.family != "vit"
         calibration, checked = ([], []) if images is None else split_images(images, needs_ranges)
         transform = Transform(metadata.preprocess)
@@ -321,6 +310,24 @@ def _load_eager(
         spec = get_spec(model)
         eager = load_model(spec, image_size=image_size, **options).to("cpu", torch.float32)
     return eager.eval().requires_grad_(False), spec
+
+
+def _make_metadata(
+    spec: ModelSpec, eager: Backbone, dtype: str, classes: Sequence[str] | None
+) -> Metadata:
+    """What is stored in the file about the model, its inputs and its outputs."""
+    return Metadata(
+        name=spec.name,
+        license=spec.license,
+        license_url=spec.license_url,
+        library=f"swag_models {__version__}",
+        dtype=dtype,
+        input=INPUT_NAME,
+        output="logits" if eager.num_classes else "features",
+        preprocess=replace(spec.preprocess, image_size=eager.image_size),
+        classes=_list_classes(spec, eager.num_classes, classes),
+        multi_label=spec.multi_label,
+    )
 
 
 def _list_classes(

@@ -160,13 +160,18 @@ def save(
     # Written last: it contains the hash of the weights, so an unfinished folder does not load.
     with _publish_errors(f"write {folder / CONFIG_FILE}"):
         write_json(folder / CONFIG_FILE, make_config(spec, details.dtype), unique=True)
+    _remove_old_weights(folder, files)
+    if key is not None:
+        write_signature(folder, key, digests)
+    return folder
+
+
+def _remove_old_weights(folder: Path, files: Sequence[str]) -> None:
+    """Remove the weights of an earlier model, whose files have other names than those written."""
     for path in folder.iterdir():
         if REMOVABLE_FILE.fullmatch(path.name) and path.name not in files:
             with contextlib.suppress(OSError):  # it may stay: nothing refers to it
                 path.unlink()
-    if key is not None:
-        write_signature(folder, key, digests)
-    return folder
 
 
 def _check_texts(**options: Sequence[str]) -> None:

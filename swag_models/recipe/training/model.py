@@ -74,6 +74,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
     Raises:
         ConfigError: `run.init` has another architecture.
     """
+    model: Backbone
     if run.init is None:
         spec, keep_head = find_start_spec(run), False
         model = build(
@@ -85,39 +86,10 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
             merge_tokens=run.merge_tokens,
         )
     else:
-        spec = get_spec(run.init)
-        if spec.config != find_start_spec(run).config:
-            raise ConfigError(
-                f"init {run.init!r} has architecture {spec.arch}, but the run has arch={run.arch}; "
-                "change one of them"
-            )
-        if spec.merge_tokens and not run.merge_tokens:
-            logger.warning(
-                "init %s merges %s in each block, but the run none; set merge_tokens=%d to keep it",
-                *(run.init, count_noun(spec.merge_tokens, "token"), spec.merge_tokens),
-            )
+        spec = _find_init(run)
         # the order of classes counts: a head for the same names in another order is useless
         keep_head = spec.classes is not None and spec.classes == classes.names
-        rows = None if keep_head or classes.head is None else classes.head.rows
-        model = load_model(
-            spec,
-            num_classes=spec.num_classes if keep_head or rows else None,
-            image_size=run.image_size,
-            drop_path_rate=run.drop_path_rate,
-            patch_drop_rate=run.patch_drop_rate,
-            merge_tokens=run.merge_tokens,
-            backend="pread",  # training writes to every page of a mapped file
-        )
-        if not keep_head and classes:
-            old_head = model.get_classifier()
-            model.reset_classifier(len(classes))
-            if rows:
-                init_head(
-                    cast("nn.Linear", model.get_classifier()),
-                    cast("nn.Linear", old_head),
-                    rows,
-                    keep_biases=spec.multi_label == run.objective.is_multi_label,
-                )
+        model = _load_init(run, spec, classes, keep_head)
     if run.objective.is_multi_label and classes.shares and not keep_head:
         # With 0, every class would have probability 1/2, and most of the training would go into
         # lowering it (Lin et al. 2017, arXiv 1708.02002, section 3.3).
@@ -136,6 +108,48 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
         merge_tokens=run.merge_tokens or None,
         preprocess=replace(spec.preprocess, image_size=run.image_size),
     )
+
+
+def _find_init(run: Run) -> ModelSpec:
+    """The spec of a run's initial weights; raise ConfigError for another architecture."""
+    assert run.init is not None
+    spec = get_spec(run.init)
+    if spec.config != find_start_spec(run).config:
+        raise ConfigError(
+            f"init {run.init!r} has architecture {spec.arch}, but the run has arch={run.arch}; "
+            "change one of them"
+        )
+    if spec.merge_tokens and not run.merge_tokens:
+        logger.warning(
+            "init %s merges %s in each block, but the run none; set merge_tokens=%d to keep it",
+            *(run.init, count_noun(spec.merge_tokens, "token"), spec.merge_tokens),
+        )
+    return spec
+
+
+def _load_init(run: Run, spec: ModelSpec, classes: Classes, keep_head: bool) -> Backbone:
+    """Load a run's initial weights, with their head or a new one, at random or of its rows."""
+    rows = None if keep_head or classes.head is None else classes.head.rows
+    model = load_model(
+        spec,
+        num_classes=spec.num_classes if keep_head or rows else None,
+        image_size=run.image_size,
+        drop_path_rate=run.drop_path_rate,
+        patch_drop_rate=run.patch_drop_rate,
+        merge_tokens=run.merge_tokens,
+        backend="pread",  # training writes to every page of a mapped file
+    )
+    if not keep_head and classes:
+        old_head = model.get_classifier()
+        model.reset_classifier(len(classes))
+        if rows:
+            init_head(
+                cast("nn.Linear", model.get_classifier()),
+                cast("nn.Linear", old_head),
+                rows,
+                keep_biases=spec.multi_label == run.objective.is_multi_label,
+            )
+    return model
 
 
 def find_start_spec(run: Run) -> ModelSpec:

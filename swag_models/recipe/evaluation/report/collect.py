@@ -167,13 +167,8 @@ def collect_report(
                 for benchmark in dict.fromkeys(benchmarks)
             ]
             for benchmark, path, data in opened:
-                title, sha256 = _identify_data(data)
-                state = hash_file_states(data)
-                results.states.append(state)
-                if isinstance(data, ImageDataset):
-                    results.datasets[benchmark, title, sha256] = data
                 values = store.get_or_measure(
-                    (benchmark, title, sha256, state),
+                    results.add_data(benchmark, data),
                     partial(evaluate_any, model, path, benchmark, dist=dist, **reading),
                 )
                 results.add(values, name)
@@ -183,17 +178,10 @@ def collect_report(
                     (facts["sha256"], hash_file_states(data))
                     for facts, data in zip(results.facts, probe_data)
                 ]
+                options = {"methods": REPORT_METHODS, "shots": shots, "dist": dist, **reading}
                 values = store.get_or_measure(
                     (REPORT_METHODS, shots, hashes),
-                    partial(
-                        probe,
-                        model,
-                        *probe_data,
-                        methods=REPORT_METHODS,
-                        shots=shots,
-                        dist=dist,
-                        **reading,
-                    ),
+                    partial(probe, model, *probe_data, **options),
                 )
                 results.probes += [replace(Probe.from_dict(row), model=name) for row in values]
         write = partial(
@@ -231,6 +219,15 @@ class _Results:
     facts: list[dict[str, Any]] = field(default_factory=list)
     datasets: dict[tuple[str, str, str], ImageDataset] = field(default_factory=dict)
     states: list[str] = field(default_factory=list)
+
+    def add_data(self, benchmark: str, data: Shards | ImageDataset) -> tuple[str, str, str, str]:
+        """Add the images of a benchmark; return what identifies an evaluation of them."""
+        title, sha256 = _identify_data(data)
+        state = hash_file_states(data)
+        self.states.append(state)
+        if isinstance(data, ImageDataset):
+            self.datasets[benchmark, title, sha256] = data
+        return benchmark, title, sha256, state
 
     def add(self, values: dict[str, Any], name: str) -> None:
         """Add a stored evaluation of any kind; the name in it need not be unique."""
