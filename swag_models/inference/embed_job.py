@@ -26,11 +26,6 @@ def describe_job(embedder: Embedder, refs: Sequence[ImageRef]) -> dict[str, Any]
         embedder: the model.
         refs: all images of the run.
     """
-    images_hash = hashlib.sha256()
-    for ref in refs:
-        images_hash.update(f"{ref.name}\0".encode())
-        if not isinstance(ref.source, Path):  # images in memory are named by number only
-            images_hash.update(_hash_pixels(ref))
     merged = count_merged(embedder.model)
     return {
         "model": embedder.name,
@@ -38,10 +33,23 @@ def describe_job(embedder: Embedder, refs: Sequence[ImageRef]) -> dict[str, Any]
         "preprocess": repr(embedder.preprocess),
         "dtype": str(embedder.dtype).removeprefix("torch."),
         "weights_sha256": hash_weights(embedder.model),
-        "images_sha256": images_hash.hexdigest(),
-        "images": len(refs),
+        **describe_images(refs),
         **({"merge_tokens": merged} if merged else {}),
     }
+
+
+def describe_images(refs: Sequence[ImageRef]) -> dict[str, Any]:
+    """Return the part of `describe_job` that depends on the images, but not on the model.
+
+    Args:
+        refs: all images of the run.
+    """
+    images_hash = hashlib.sha256()
+    for ref in refs:
+        images_hash.update(f"{ref.name}\0".encode())
+        if not isinstance(ref.source, Path):  # images in memory are named by number only
+            images_hash.update(_hash_pixels(ref))
+    return {"images_sha256": images_hash.hexdigest(), "images": len(refs)}
 
 
 def count_merged(model: nn.Module) -> int:
@@ -73,11 +81,21 @@ def hash_images(refs: Sequence[ImageRef]) -> str:
         refs: the images of one part. Those in memory do not count, see `describe_job`.
     """
     read_state_once = cache(read_state)  # a tar shard has many images
+    return hash_states(
+        (ref.name, read_state_once(ref.source)) for ref in refs if isinstance(ref.source, Path)
+    )
+
+
+def hash_states(states: Iterable[tuple[str, Any]]) -> str:
+    """Return the result of `hash_images` for images whose files have these states.
+
+    Args:
+        states: name of each image, and what `read_state` returned for its file.
+    """
     total = 0
-    for ref in refs:
-        if isinstance(ref.source, Path):
-            state = json.dumps([ref.name, read_state_once(ref.source)])
-            total += int(hashlib.sha256(state.encode()).hexdigest(), 16)
+    for name, state in states:
+        line = json.dumps([name, state])
+        total += int(hashlib.sha256(line.encode()).hexdigest(), 16)
     return _format(total)
 
 
