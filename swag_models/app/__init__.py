@@ -1,27 +1,33 @@
 """A web page for trying models: classes of an image, saliency maps, similar images.
 
 `server` serves the page, `ui` has its layout and event handlers, `components` its HTML and theme,
-`service` runs models, `saliency` computes maps, `similar` searches the user's folder. `guard`
-checks every request with `addresses` (where it is sent to), `access` (who sends it), `calls` (its
-content) and `uploads` (the files that it names); `memory` bounds the memory for images.
+`service` runs models, `saliency` computes maps, `folder_index` keeps embeddings of the user's
+folder, `similar` searches them, and `csv_export` writes tables. `guard` checks every request with
+`addresses` (where it is sent to), `access` (who sends it), `calls` (its content) and `uploads` (the
+files that it names); `memory` bounds the memory for images.
 """
 
+import logging
 import os
 import secrets
 import socket
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from swag_models.api import SPECS, Name, get_spec
 from swag_models.app.access import Access, read_auth_file
 from swag_models.app.addresses import Addresses, is_loopback
-from swag_models.errors import ConfigError
+from swag_models.errors import CacheError, ConfigError
+from swag_models.hub.cache import cache_folder
 from swag_models.inference.image_sources import find_images
 from swag_models.runtime import import_extra
 from swag_models.spec import ModelSpec
 
 __all__ = ["is_loopback", "serve"]
+
+logger = logging.getLogger("swag_models")
 
 
 def serve(
@@ -45,8 +51,9 @@ def serve(
     Args:
         model: the model selected initially, anything that `get_spec` accepts; every model of the
             catalog can be selected in the page.
-        folder: folder to search for similar images. Another folder can be entered in the page if
-            only this machine can reach the page.
+        folder: folder to search for similar images and for those of a class. Another folder can be
+            entered in the page if only this machine can reach the page. The embeddings of its
+            images are kept in the folder `indexes` of the cache.
         merge_tokens: number of tokens that each block of the initial model merges, see
             `load_model`; by default the model's.
         host: address to listen on.
@@ -87,12 +94,28 @@ def serve(
         # The folder for uploaded and displayed images; Gradio reads the variable on import.
         os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(scratch)
         import_extra("gradio", "swag-models[app]", "the page")
+        from swag_models.app.folder_index import FolderIndexes
         from swag_models.app.server import build_server, run_server
 
-        server = build_server(specs, folder=folder, addresses=addresses, access=access)
+        indexes = FolderIndexes(_find_store())
+        server = build_server(
+            specs, folder=folder, indexes=indexes, addresses=addresses, access=access
+        )
         address = f"{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         ready(f"http://{address}{access.path}{f'?token={access.token}' if token else ''}")
-        run_server(server, listener)
+        try:
+            run_server(server, listener)
+        finally:
+            indexes.close()
+
+
+def _find_store() -> Path | None:
+    """The folder that indexes of folders are kept in; None if no cache folder is known."""
+    try:
+        return cache_folder() / "indexes"
+    except CacheError as error:
+        logger.warning("indexes of folders are kept in memory only: %s", error)
+        return None
 
 
 def _merge_tokens(spec: ModelSpec, count: int) -> ModelSpec:

@@ -10,8 +10,9 @@ from urllib.parse import quote
 import jinja2
 from PIL import Image
 
-from swag_models.app.similar import SimilarImage
-from swag_models.formatting import count_noun, spell_license
+from swag_models.app.csv_export import format_csv
+from swag_models.app.similar import FoundImage
+from swag_models.formatting import count_noun, list_names, spell_license
 from swag_models.hub.cache import is_shipped
 from swag_models.inference.predict import Prediction, Skipped
 from swag_models.spec import ModelSpec
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 STYLE_SHEET = Path(__file__).with_name("style.css")
 MAX_COPIES = 5  # names that are shown
+MAX_CLASSES = 6  # of one search, whose names are shown
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
 <rect width="32" height="32" rx="7" fill="#0f766e"/>
 <path d="M12 7 10 25M22 7 20 25M7 13H25M7 19H25" stroke="white" stroke-width="2.6"
@@ -61,19 +63,61 @@ def render_facts(spec: ModelSpec, is_local: bool) -> str:
     return _render("facts", spec, is_local, spell_license(spec.license), format_size(spec))
 
 
-def render_predictions(predictions: Sequence[Prediction]) -> str:
-    """Classes with their probabilities as bars, in the given order."""
-    return _render("predictions", predictions)
+def render_predictions(model: str, predictions: Sequence[Prediction]) -> str:
+    """Classes with their probabilities as bars, in the given order, and a link to save them."""
+    rows = [(model, p.label, p.probability) for p in predictions]
+    link = render_csv_link("classes", ("model", "class", "probability"), rows)
+    return _render("predictions", predictions) + link
 
 
-def render_neighbours(neighbours: Sequence[SimilarImage]) -> str:
-    """Thumbnails of similar images, each with its similarity and name.
+def render_neighbours(images: Sequence[FoundImage]) -> str:
+    """The images most similar to the chosen one; empty without images."""
+    if not images:
+        return ""
+    title = "Most similar to the image"
+    scores = [f"{image.score:.3f}" for image in images]
+    return _render_found(title, "similar images", "cosine_similarity", images, scores)
+
+
+def render_class(names: Sequence[str], images: Sequence[FoundImage]) -> str:
+    """The images in which classes with these names are most probable."""
+    title = f"Most probably {list_names(names, MAX_CLASSES)}"
+    if not images:
+        return render_hint(f"{title}: no image of the folder can be read")
+    scores = [f"{100 * image.score:.1f}%" for image in images]
+    return _render_found(title, "images of the class", "probability", images, scores)
+
+
+def _render_found(
+    title: str, content: str, column: str, images: Sequence[FoundImage], scores: Sequence[str]
+) -> str:
+    """Thumbnails, each with its score and name, and a link to save the table.
 
     The thumbnails are part of the HTML, so no file of the user's folder has to be served.
     """
-    return _render(
-        "neighbours", [(n.similarity, n.name, encode_image(n.thumbnail)) for n in neighbours]
-    )
+    shown = [
+        (score, image.name, encode_image(image.thumbnail)) for score, image in zip(scores, images)
+    ]
+    link = render_csv_link(content, ("image", column), [(i.name, i.score) for i in images])
+    return _render("found", title, shown) + link
+
+
+def render_csv_link(
+    content: str, header: Sequence[str], rows: Sequence[Sequence[str | float | None]]
+) -> str:
+    """A link that saves a table as a CSV file.
+
+    The file is part of the link, so that nothing is written on this machine and no other address
+    has to be served.
+
+    Args:
+        content: what the table has, for the text of the link and the name of the file.
+        header: names of the columns.
+        rows: one value per column.
+    """
+    encoded = base64.b64encode(format_csv(header, rows)).decode()
+    url = f"data:text/csv;charset=utf-8;base64,{encoded}"
+    return _render("csv_link", content, f"{content.replace(' ', '_')}.csv", url)
 
 
 def render_copies(names: Sequence[str]) -> str:
@@ -155,6 +199,8 @@ def make_theme() -> "gr.themes.Base":
         block_label_text_color_dark="*neutral_300",
         block_title_text_color="*neutral_600",
         block_title_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_600",
+        input_placeholder_color_dark="*neutral_300",
         block_shadow="none",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",

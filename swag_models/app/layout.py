@@ -8,7 +8,8 @@ from typing import Any
 import gradio as gr
 
 from swag_models.app import components, service
-from swag_models.app.similar import SimilarityIndex
+from swag_models.app.folder_index import FolderIndexes
+from swag_models.app.similar import MAX_WORD
 from swag_models.app.uploads import Uploads
 from swag_models.spec import ModelSpec
 
@@ -28,7 +29,7 @@ SET_ATTRIBUTES = """(...inputs) => {{
   }}
   function setAll() {{
     set("#examples button", i => ({{"aria-label": `Example ${{i + 1}}`, title: titles[i] ?? ""}}));
-    set("#notice, #bars", () => ({{"aria-live": "polite", "aria-atomic": "true"}}));
+    set("#notice, #bars, #found", () => ({{"aria-live": "polite", "aria-atomic": "true"}}));
     set("#image button.upload-container",
         () => ({{"aria-label": "Drop Image Here - or - Click to Upload"}}));
     set("#overlay .empty", () => ({{role: "img"}}));
@@ -44,7 +45,8 @@ class Layout:
 
     Args:
         specs: the models to choose from, by name; the first is selected.
-        folder: folder to search for similar images; "" for none.
+        folder: folder to search; "" for none.
+        indexes: the indexes of folders.
         may_type: whether another folder can be entered in the page.
         examples: image files to start with.
         uploads: the uploaded files; no other file is opened for a request.
@@ -54,6 +56,7 @@ class Layout:
         self,
         specs: Mapping[str, ModelSpec],
         folder: str,
+        indexes: FolderIndexes,
         may_type: bool,
         examples: list[Path],
         uploads: Uploads,
@@ -63,7 +66,7 @@ class Layout:
         self.folder = folder
         self.may_type = may_type
         self.examples = examples
-        self.index = SimilarityIndex()
+        self.indexes = indexes
         self.downloads: dict[str, service.Download] = {}
         with gr.Blocks(title="swag_models", analytics_enabled=False) as self.blocks:
             self.analysis, self.idle_polls = gr.State(None), gr.State(0)
@@ -82,7 +85,7 @@ class Layout:
                     self.add_model()
                 with gr.Column():
                     self.add_saliency()
-            self.add_similar()
+            self.add_search()
             self.connect()
 
     def connect(self) -> None:
@@ -144,15 +147,27 @@ class Layout:
                 self.opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity", **options)
                 self.head = gr.Dropdown([MEAN_HEAD], value=MEAN_HEAD, label="Head", min_width=150)
 
-    def add_similar(self) -> None:
-        """Add the folder to search, and its most similar images."""
-        self.typed_folder = gr.Textbox(
-            self.folder,
-            label="Similar images in one of your folders",
-            placeholder="/path/to/images, on this machine",
-            interactive=self.may_type,
-            submit_btn="Find" if self.may_type else False,
-            visible=self.may_type or bool(self.folder),
-            elem_id="folder",
-        )
+    def add_search(self) -> None:
+        """Add the folder to search, the class to search for, and the images that were found."""
+        is_shown = self.may_type or bool(self.folder)
+        options: dict[str, Any] = {"visible": is_shown, "min_width": 300}
+        with gr.Row():
+            self.typed_folder = gr.Textbox(
+                self.folder,
+                label="Search one of your folders for similar images",
+                placeholder="/path/to/images, on this machine",
+                interactive=self.may_type,
+                submit_btn="Find" if self.may_type else False,
+                elem_id="folder",
+                **options,
+            )
+            self.word = gr.Textbox(
+                label="and for the images of a class",
+                placeholder="cat, or another class or hashtag",
+                submit_btn="Search",
+                max_length=MAX_WORD,
+                elem_id="word",
+                **options,
+            )
         self.similar = gr.HTML(elem_id="similar")
+        self.found = gr.HTML(elem_id="found")

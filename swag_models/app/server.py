@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from swag_models.app.access import Access
 from swag_models.app.addresses import Addresses
 from swag_models.app.components import HEAD, STYLE_SHEET, make_theme
+from swag_models.app.folder_index import FolderIndexes
 from swag_models.app.guard import Guard
 from swag_models.app.protocol import Protocol
 from swag_models.app.ui import Page
@@ -29,13 +30,19 @@ RESERVED_FILES = 256  # that are open for other purposes: images, weights, uploa
 
 
 def build_server(
-    specs: Mapping[str, ModelSpec], *, folder: str, addresses: Addresses, access: Access
+    specs: Mapping[str, ModelSpec],
+    *,
+    folder: str,
+    indexes: FolderIndexes,
+    addresses: Addresses,
+    access: Access,
 ) -> Guard:
     """Build the page as an ASGI application.
 
     Args:
         specs: the models to choose from, by name; the first is selected.
-        folder: folder to search for similar images; "" for none.
+        folder: folder to search; "" for none.
+        indexes: the indexes of folders.
         addresses: where the page is found.
         access: who may use the page.
     """
@@ -44,6 +51,7 @@ def build_server(
     page = Page(
         specs,
         folder=folder,
+        indexes=indexes,
         may_type=is_private,
         examples=sorted(EXAMPLES.glob("*.jpg")),
         uploads=uploads,

@@ -1,184 +1,195 @@
-"""Search for similar images in the user's folder.
+"""Search a folder for images: those similar to an image, and those of a class.
 
-Axes: N images, D features.
+Axes: N images, D features, K classes.
 """
 
-import time
-from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass, field
+import os
+import re
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from threading import Lock
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from swag_models.app.service import FileContent, load_folder_embedder
+from swag_models.app.folder_index import FolderImage, FolderIndex
+from swag_models.app.service import (
+    DECODER_TURN,
+    MODEL_TURN,
+    FileContent,
+    load_folder_embedder,
+    load_predictor,
+)
 from swag_models.errors import ConfigError
-from swag_models.image_decoding import read_image
-from swag_models.inference.image_sources import find_images
+from swag_models.formatting import describe, printable
 from swag_models.inference.predict import Skipped
 from swag_models.inference.search import compare
-from swag_models.paths import expand_path, open_regular
+from swag_models.model_metadata import load_classes
+from swag_models.paths import open_regular
 from swag_models.spec import ModelSpec
 
 THUMBNAIL_SIDE = 320  # pixels
+NUM_FOUND = 8  # images that are shown
+MAX_WORD = 100  # characters
+NUM_SUGGESTED = 5
+HEAD_ROWS = 4096  # rows that a head is applied to at once, which limits the memory
 
 
-class SimilarImage(NamedTuple):
-    """A similar image.
+class FoundImage(NamedTuple):
+    """An image that a search found.
 
     Attributes:
         name: path within the folder.
-        similarity: cosine similarity of the features.
+        score: cosine similarity of the features, or probability of a class.
         thumbnail: a small copy.
     """
 
     name: str
-    similarity: float
+    score: float
     thumbnail: Image.Image
 
 
-class FileVersion(NamedTuple):
-    """The state of an image file, for one model: the key under which its embedding is stored."""
+def find_similar(
+    index: FolderIndex,
+    image: Image.Image | Tensor,
+    count: int = NUM_FOUND,
+    exclude: Collection[str] = (),
+) -> tuple[list[FoundImage], list[Skipped]]:
+    """Find the images of a folder that are most similar to an image.
 
-    model: ModelSpec
-    path: str
-    mtime_ns: int
-    size: int  # bytes
+    Args:
+        index: the folder; images that are not embedded yet are ignored.
+        image: the query, a PIL image or uint8 (3, H, W).
+        count: the largest number of images to return.
+        exclude: paths within the folder that are not returned.
 
-
-@dataclass
-class SimilarityIndex:
-    """Embeddings of the images of any number of folders and models, in memory.
-
-    Attributes:
-        embeddings: file -> its features (D,), or the reason why it cannot be read.
-        lock: locked while images are embedded.
+    Returns:
+        The images, best first, and those that cannot be read.
     """
-
-    embeddings: dict[FileVersion, Tensor | Skipped] = field(default_factory=dict)
-    lock: Lock = field(default_factory=Lock)
-
-    def embed(self, spec: ModelSpec, folder: str, seconds: float = 1) -> tuple[int, int]:
-        """Embed images of a folder that are new or have changed, for a limited time.
-
-        Args:
-            spec: the model.
-            folder: searched to any depth.
-            seconds: stop after the first batch that ends later.
-
-        Returns:
-            (number of images embedded so far, number of images in the folder).
-
-        Raises:
-            ConfigError: the folder is missing or contains no image.
-        """
-        start = time.monotonic()
-        with self.lock:
-            versions = list_file_versions(spec, folder)
-            missing = {
-                path: version
-                for path, version in versions.items()
-                if version not in self.embeddings
-            }
-            for batch in load_folder_embedder(spec).run(list(missing)):
-                self.embeddings |= {missing[image.name]: image for image in batch.skipped}
-                if batch.values is not None:
-                    self.embeddings |= {
-                        missing[path]: vector for path, vector in zip(batch.names, batch.values)
-                    }
-                if time.monotonic() > start + seconds:
-                    break
-        done = sum(version in self.embeddings for version in versions.values())
-        return done, len(versions)
-
-    def rank(
-        self,
-        spec: ModelSpec,
-        folder: str,
-        image: Image.Image | Tensor,
-        count: int = 8,
-        exclude: Collection[str] = (),
-    ) -> tuple[list[SimilarImage], list[Skipped]]:
-        """Find the images of an embedded folder that are most similar to an image.
-
-        Args:
-            spec: the model.
-            folder: folder as for `embed`; images that are not embedded yet are ignored.
-            image: the query, a PIL image or uint8 (3, H, W).
-            count: number of neighbours.
-            exclude: names of images that are not neighbours.
-
-        Returns:
-            The neighbours, best first, and the images that cannot be read.
-        """
-        embeddings = {
-            path: self.embeddings[version]
-            for path, version in list_file_versions(spec, folder).items()
-            if version in self.embeddings
-        }
-        root = expand_path(folder, "folder")
-        excluded = {str(root / name) for name in exclude}
-        vectors = {
-            path: x
-            for path, x in embeddings.items()
-            if isinstance(x, Tensor) and path not in excluded
-        }
-        skipped = [x for x in embeddings.values() if isinstance(x, Skipped)]
-        if not vectors:
-            return [], skipped
-        paths = list(vectors)
-        query = load_folder_embedder(spec)(image).vectors  # (1, D)
-        similarity = compare(torch.stack(list(vectors.values())), query[0])  # (N,)
-        top = similarity.topk(min(count, len(paths)))
-        neighbours = []
-        for index, value in zip(top.indices.tolist(), top.values.tolist()):
-            thumbnail = read_image(paths[index])
-            thumbnail.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-            name = str(Path(paths[index]).relative_to(root))
-            neighbours.append(SimilarImage(name, value, thumbnail))
-        return neighbours, skipped
+    images, vectors, skipped = index.list_rows()
+    kept = [number for number, image in enumerate(images) if _name(index, image) not in exclude]
+    if not kept:
+        return [], skipped
+    query = load_folder_embedder(index.spec)(image).vectors  # (1, D)
+    scores = compare(vectors[kept], query[0])  # (N,)
+    return _pick(index, [images[number] for number in kept], scores, count), skipped
 
 
-def find_indexed_copies(spec: ModelSpec, folder: str, content: FileContent) -> list[str]:
+def find_class(
+    index: FolderIndex, classes: Sequence[int], count: int = NUM_FOUND
+) -> tuple[list[FoundImage], list[Skipped]]:
+    """Find the images of a folder in which some classes are most probable.
+
+    The head of the model is applied to the features in the index, so no image is read again.
+
+    Args:
+        index: the folder; images that are not embedded yet are ignored.
+        classes: the result of `match_classes`. The probability of several classes is their sum,
+            or for a multi-label model the largest.
+        count: the largest number of images to return.
+
+    Returns:
+        The images, best first, and those that cannot be read.
+    """
+    images, vectors, skipped = index.list_rows()
+    if not images:
+        return [], skipped
+    with MODEL_TURN.take():
+        predictor = load_predictor(index.spec)
+        head = predictor.model.get_classifier()
+        scores = []
+        with torch.inference_mode():
+            for rows in torch.split(vectors, HEAD_ROWS):
+                logits = head(rows.to(predictor.device, predictor.dtype)).float()  # (N, K)
+                if index.spec.multi_label:
+                    scores.append(logits.sigmoid()[:, classes].amax(dim=1).cpu())
+                else:
+                    scores.append(logits.softmax(dim=1)[:, classes].sum(dim=1).cpu())
+    return _pick(index, images, torch.cat(scores), count), skipped
+
+
+def match_classes(spec: ModelSpec, word: str) -> list[int]:
+    """Find the classes of a model that a word names.
+
+    Args:
+        spec: the model.
+        word: the name of a class, with or without `#`; upper and lower case, spaces and
+            punctuation do not matter. If no class has this name, every class is meant in whose
+            name it is a word of its own.
+
+    Returns:
+        Indices of the classes, at least one.
+
+    Raises:
+        ConfigError: the model has no class names, or no class has such a name; the message
+            suggests others.
+    """
+    if not spec.classes:
+        raise ConfigError(
+            f"{spec.name} has no class names to search for; choose a model with classes"
+        )
+    classes = load_classes(spec)
+    words = _split(word)
+    if len(word) > MAX_WORD or not words:
+        raise ConfigError(
+            f"{describe(word)} is not a class: enter a word of at most {MAX_WORD} characters"
+        )
+    split = [_split(name) for name in classes]
+    named = [index for index, parts in enumerate(split) if "".join(parts) == "".join(words)]
+    phrase = f" {' '.join(words)} "
+    named = named or [i for i, parts in enumerate(split) if phrase in f" {' '.join(parts)} "]
+    if not named:
+        names = {name.lower(): name for name in classes}
+        similar = get_close_matches(" ".join(words), names, n=NUM_SUGGESTED, cutoff=0.6)
+        hint = "did you mean" if similar else "its classes include"
+        names_shown = [names[name] for name in similar] or classes[:NUM_SUGGESTED]
+        raise ConfigError(
+            f"{spec.name} has no class {describe(word)}; {hint} {', '.join(names_shown)}"
+        )
+    return named
+
+
+def find_copies(index: FolderIndex, content: FileContent) -> list[str]:
     """Find the files in a folder that have the content of another file.
 
     Returns:
         Their paths within the folder, sorted.
     """
-    root = expand_path(folder, "folder")
     copies = []
-    for path, version in list_file_versions(spec, folder).items():
+    for image in index.images.values():
+        if not image.state or image.state[0] != content.size:
+            continue
         try:
-            if version.size == content.size:
-                with open_regular(path) as file:
-                    is_copy = FileContent.read(file) == content
-                copies += [str(Path(path).relative_to(root))] * is_copy
+            assert isinstance(image.ref.source, Path)
+            with open_regular(image.ref.source) as file:
+                is_copy = FileContent.read(file) == content
+            copies += [_name(index, image)] * is_copy
         except OSError:  # it is gone, or cannot be read
             continue
     return sorted(copies)
 
 
-def list_file_versions(spec: ModelSpec, folder: str) -> dict[str, FileVersion]:
-    """The state of every image file in a folder, by path.
+def _pick(
+    index: FolderIndex, images: Sequence[FolderImage], scores: Tensor, count: int
+) -> list[FoundImage]:
+    """The images with the highest scores (N,), best first."""
+    found = []
+    top = scores.topk(min(count, len(images)))
+    for number, score in zip(top.indices.tolist(), top.values.tolist()):
+        with DECODER_TURN.take():
+            thumbnail = images[number].ref.read()
+        assert isinstance(thumbnail, Image.Image)
+        thumbnail.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        found.append(FoundImage(_name(index, images[number]), score, thumbnail))
+    return found
 
-    Raises:
-        ConfigError: the folder is missing or contains no image.
-    """
-    root = expand_path(folder, "folder")
-    if not root.is_dir():
-        raise ConfigError(
-            f"{folder} is not a folder on this machine; enter the path of a folder of images"
-        )
-    versions = {}
-    for image in find_images(root, Counter()):  # logs nothing: the page asks every second
-        try:
-            status = Path(image.name).stat()
-            mtime_ns, size = status.st_mtime_ns, status.st_size
-        except OSError:  # reading the file will report the reason
-            mtime_ns, size = 0, 0
-        versions[image.name] = FileVersion(spec, image.name, mtime_ns, size)
-    return versions
+
+def _name(index: FolderIndex, image: FolderImage) -> str:
+    return image.ref.name.removeprefix(printable(f"{index.root}{os.sep}"))
+
+
+def _split(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation."""
+    return re.findall(r"\w+", text.casefold().replace("_", " "))

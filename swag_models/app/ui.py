@@ -8,14 +8,16 @@ from typing import Any
 import gradio as gr
 
 from swag_models.app import components, service
+from swag_models.app.folder_index import FolderIndex
 from swag_models.app.guard import OWNER
 from swag_models.app.layout import MEAN_HEAD, OPACITY, SALIENCY_LABEL, WELCOME, Layout
 from swag_models.app.saliency import count_layers, overlay_saliency
-from swag_models.app.similar import find_indexed_copies
+from swag_models.app.similar import find_class, find_copies, find_similar, match_classes
 from swag_models.architectures import ViTConfig
-from swag_models.errors import SwagModelsError
+from swag_models.errors import ConfigError, SwagModelsError
 from swag_models.formatting import count_noun
 from swag_models.hub.fetch import find_weights
+from swag_models.model_metadata import load_classes
 
 logger = logging.getLogger("swag_models")
 STOPPED = "The download was stopped; the next download of this model resumes it."
@@ -86,15 +88,15 @@ class Page(Layout):
             outputs = [self.overlay, self.notice]
             return event(self.show_saliency, inputs, outputs, **slow, postprocess=False)
 
-        def on_similar(event: Any) -> Any:
-            inputs = [self.analysis, self.typed_folder]
-            outputs = [self.similar, self.notice, self.embed_timer]
-            return event(self.show_similar, inputs, outputs, **quick)
+        def on_search(event: Any) -> Any:
+            inputs = [self.analysis, self.model, self.typed_folder, self.word]
+            outputs = [self.similar, self.found, self.notice, self.embed_timer]
+            return event(self.search_folder, inputs, outputs, **quick)
 
         def on_classify(event: Any) -> Any:
             outputs = [self.analysis, self.bars, self.notice]
             step = event(self.classify, [self.image, self.model], outputs, **slow)
-            return on_similar(on_saliency(step.then).then)
+            return on_search(on_saliency(step.then).then)
 
         self.blocks.load(self.select_model, self.model, model_outputs, **quick, js=self.scripts)
         on_clear(self.model.change).then(self.select_model, self.model, model_outputs, **quick)
@@ -104,8 +106,9 @@ class Page(Layout):
         # responses to requests at the same time can arrive out of order
         controls = [self.layer.input, self.head.input, self.opacity.input]
         on_saliency(partial(gr.on, controls))
-        on_similar(on_clear(self.typed_folder.submit).then)
-        on_similar(self.embed_timer.tick)
+        on_search(on_clear(self.typed_folder.submit).then)
+        on_search(on_clear(self.word.submit).then)
+        on_search(self.embed_timer.tick)
         start = on_clear(self.download_button.click)
         start.then(self.start_download, self.model, card, **quick)
         self.stop_button.click(self.stop_download, self.model, self.stop_button, **quick)
@@ -197,7 +200,7 @@ class Page(Layout):
             analysis = service.classify_image(spec, file, file_name)
         analysis.content = content
         if analysis.predictions:
-            bars = components.render_predictions(analysis.predictions)
+            bars = components.render_predictions(name, analysis.predictions)
         else:
             bars = components.render_hint(f"{name} has no class names; its saliency map is below.")
         return {self.analysis: analysis, self.bars: bars}
@@ -226,22 +229,68 @@ class Page(Layout):
         value = {"url": components.encode_image(image)}
         return {self.overlay: gr.update(value=value, label=label, alt_text=label)}
 
-    @show_errors("similar", "embed_timer")
-    def show_similar(self, analysis: service.Analysis | None, typed_folder: str) -> Updates:
-        """Show the most similar images of the folder, or how many of its images are embedded."""
+    @show_errors("similar", "found", "embed_timer")
+    def search_folder(
+        self, analysis: service.Analysis | None, name: str, typed_folder: str, word: str
+    ) -> Updates:
+        """Show images of the folder, or how many of them are embedded.
+
+        Args:
+            analysis: of the chosen image, whose most similar images are shown.
+            name: the selected model.
+            typed_folder: the folder, if visitors may choose one.
+            word: names the class whose images are shown; "" for none.
+        """
+        spec, word = self.specs[name], word.strip()
         # without may_type, a request can still contain a folder, which must not be searched
         folder = (typed_folder if self.may_type else self.folder).strip()
-        if analysis is None or not folder:
-            return {self.similar: None, self.embed_timer: gr.Timer(active=False)}
-        done, total = self.index.embed(analysis.spec, folder)
-        if done < total:
-            text = f"{done} of {count_noun(total, 'image')} embedded"
-            bar = components.render_progress(text, done, total)
-            return {self.similar: bar, self.embed_timer: gr.Timer(active=True)}
+        if analysis is not None and analysis.spec != spec:
+            analysis = None  # of the model that was selected before
+        cleared: Updates = {
+            self.similar: None,
+            self.found: None,
+            self.embed_timer: gr.Timer(active=False),
+        }
+        if not folder or not (analysis or word):
+            return cleared
+        if find_weights(spec) is None:
+            hint = components.render_hint(f"{name} is not on this machine yet.")
+            return {**cleared, self.found: hint if word else None}
+        classes, error = list[int](), ""
+        if word:
+            try:
+                classes = match_classes(spec, word)
+            except ConfigError as reason:  # the similar images are shown nevertheless
+                error = components.render_error(str(reason))
+        index = self.indexes.open(spec, folder)
+        if analysis or classes:
+            done, total = index.embed()
+            if done < total:
+                text = f"{done} of {count_noun(total, 'image')} embedded"
+                bar = components.render_progress(text, done, total)
+                timer = gr.Timer(active=True)
+                return {self.similar: bar, self.found: error or None, self.embed_timer: timer}
+        similar = self.render_similar(index, analysis) if analysis else None
+        found = self.render_class(index, classes) if classes else error
+        return {**cleared, self.similar: similar, self.found: found}
+
+    def render_similar(self, index: FolderIndex, analysis: service.Analysis) -> str:
+        """The images of a folder that are most similar to an image."""
         assert analysis.content
-        copies = find_indexed_copies(analysis.spec, folder, analysis.content)
+        copies = find_copies(index, analysis.content)
         pixels, _ = analysis.get_input()
-        neighbours, skipped = self.index.rank(analysis.spec, folder, pixels, exclude=copies)
-        html = components.render_neighbours(neighbours) + components.render_copies(copies)
-        html += components.render_skipped(skipped)
-        return {self.similar: html, self.embed_timer: gr.Timer(active=False)}
+        images, skipped = find_similar(index, pixels, exclude=copies)
+        html = components.render_neighbours(images) + components.render_copies(copies)
+        return html + components.render_skipped(skipped) + self.render_problem(index)
+
+    def render_class(self, index: FolderIndex, classes: list[int]) -> str:
+        """The images of a folder in which classes are most probable."""
+        images, _ = find_class(index, classes)
+        names = load_classes(index.spec)
+        html = components.render_class([names[number] for number in classes], images)
+        return html + self.render_problem(index)
+
+    def render_problem(self, index: FolderIndex) -> str:
+        """Why the index of a folder is not kept; empty if it is."""
+        problem = f"The index of this folder is not kept: {index.problem}"
+        return components.render_hint(problem) if index.problem else ""

@@ -1,5 +1,9 @@
 """HTML fragments of the page: values from outside are always shown as text."""
 
+import base64
+import csv
+import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +12,7 @@ from PIL import Image
 from swag_models.api import SPECS
 from swag_models.app.components import (
     make_consent_label,
+    render_class,
     render_copies,
     render_download,
     render_error,
@@ -16,7 +21,8 @@ from swag_models.app.components import (
     render_predictions,
     render_skipped,
 )
-from swag_models.app.similar import SimilarImage
+from swag_models.app.csv_export import format_csv
+from swag_models.app.similar import FoundImage
 from swag_models.inference.predict import Prediction, Skipped
 
 SCRIPT = "<script>alert('x')</script>"
@@ -28,8 +34,9 @@ def test_no_text_from_outside_becomes_markup() -> None:
     )
     fragments = [
         render_facts(spec, is_local=False),
-        render_predictions([Prediction(SCRIPT, 0, 1.0)]),
-        render_neighbours([SimilarImage(SCRIPT, 1.0, Image.new("RGB", (2, 2)))]),
+        render_predictions(SCRIPT, [Prediction(SCRIPT, 0, 1.0)]),
+        render_neighbours([FoundImage(SCRIPT, 1.0, Image.new("RGB", (2, 2)))]),
+        render_class([SCRIPT], [FoundImage(SCRIPT, 1.0, Image.new("RGB", (2, 2)))]),
         render_skipped([Skipped(SCRIPT, SCRIPT)]),
         render_error(f"{SCRIPT}\n{SCRIPT}\n{SCRIPT}"),
     ]
@@ -106,7 +113,7 @@ def test_the_files_that_are_the_image_itself_are_named() -> None:
 
 
 def test_a_probability_is_shown_as_text_and_as_a_bar() -> None:
-    html = render_predictions([Prediction("cat", 0, 0.98765)])
+    html = render_predictions("model", [Prediction("cat", 0, 0.98765)])
     assert '<li style="--share: 0.9877"><span>cat</span><b>98.8%</b></li>' in html
 
 
@@ -122,3 +129,44 @@ def test_a_long_error_is_shown_in_one_line_and_can_be_unfolded() -> None:
     html = render_error("no source:\n  first: HTTP 404\n  second: offline")
     assert "<p>no source: first: HTTP 404</p><details>" in html
     assert "second: offline" in html
+
+
+def test_the_shown_tables_are_saved_as_csv() -> None:
+    image = Image.new("RGB", (2, 2))
+    tables = [
+        (
+            render_predictions("vit_b16", [Prediction('a "b", c', 0, 0.98765)]),
+            [["model", "class", "probability"], ["vit_b16", 'a "b", c', "0.98765"]],
+        ),
+        (
+            render_neighbours([FoundImage("=1+1.png", -0.25, image)]),
+            [["image", "cosine_similarity"], ["'=1+1.png", "-0.25"]],
+        ),
+        (
+            render_class(["cat"], [FoundImage("a\nb.png", 0.5, image)]),
+            [["image", "probability"], ["a\nb.png", "0.5"]],
+        ),
+    ]
+    for html, rows in tables:
+        (content,) = re.findall('href="data:text/csv;charset=utf-8;base64,([^"]+)"', html)
+        assert read_csv(base64.b64decode(content)) == rows
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", " ="])
+def test_no_text_in_a_table_is_a_formula(start: str) -> None:
+    text = f'{start}HYPERLINK("https://x", 1)'
+    (row,) = read_csv(format_csv(["a"], [[text, -1.5, None, "a=b"]]))[1:]
+    assert row == [f"'{text}", "-1.5", "", "a=b"]
+
+
+def test_a_folder_without_readable_images_says_so() -> None:
+    assert "Most probably cat, dog: no image of the folder can be read" in render_class(
+        ["cat", "dog"], []
+    )
+
+
+def read_csv(content: bytes) -> list[list[str]]:
+    """The rows of a table, whose file begins with a byte order mark."""
+    text = content.decode("utf-8-sig")
+    assert content[:3] == b"\xef\xbb\xbf"
+    return list(csv.reader(io.StringIO(text, newline=""), strict=True))

@@ -201,6 +201,34 @@ def test_similar_images_are_found_in_the_users_folder(page: Chrome, folder: Path
     assert not page.find(".notice")
 
 
+def test_images_of_a_class_are_found_and_saved(page: Chrome, tmp_path: Path) -> None:
+    box = page.find("#word textarea")[0]
+    box.send_keys("chiar", Keys.ENTER)
+    page.wait("#found [role=alert]", "no class 'chiar'; did you mean chair")
+    box.clear()
+    box.send_keys("#Chair", Keys.ENTER)
+    page.wait("#found h2", "Most probably chair")
+    figures = page.find("#found figure")
+    assert len(figures) == 3
+    assert figures[0].text.endswith("my chair <b>.png")
+    assert not page.find(".notice, #similar figure")  # no image was chosen
+    page.driver.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    page.wait("#found a[download]", "Save the images of the class as CSV").click()
+    file = tmp_path / "images_of_the_class.csv"
+    lines = until(lambda: file.exists() and file.read_text("utf-8-sig").splitlines(), "the file")
+    assert lines[0] == "image,probability"
+    assert lines[1].startswith("my chair <b>.png,0.")
+    assert len(lines) == 4
+    page.upload(SCENES / "house.jpg")
+    page.wait("#similar figure", "my house <b>.png")
+    assert len(page.find("#found figure")) == 3
+    box.send_keys(Keys.CONTROL, "a")
+    box.send_keys(Keys.DELETE, Keys.ENTER)
+    until(lambda: not page.find("#found figure"), "the images of the class to disappear")
+
+
 def test_the_page_can_be_used_by_keyboard_alone(page: Chrome) -> None:
     """Every element that Tab reaches has a name and a visible focus; an example is chosen so."""
     focus = """
@@ -221,7 +249,7 @@ def test_the_page_can_be_used_by_keyboard_alone(page: Chrome) -> None:
         page.press(*[Keys.ENTER] * (stop["name"] == "Example 4"), Keys.TAB)
     assert [stop for stop in stops if not stop["name"] or not stop["outline"]] == []
     names = [stop["name"] for stop in stops]
-    expected = ["Example 4", "Model", "range slider for Block", "Head", "Find"]
+    expected = ["Example 4", "Model", "range slider for Block", "Head", "Find", "Search"]
     assert [name for name in names if name in expected] == expected
     page.wait(".bars li:first-child", predict_labels(EXAMPLES[3])[0])
 
