@@ -70,7 +70,7 @@ def _check_input(component: Any, value: Any) -> Any:
             is_number = type(value) in (int, float) and -MAX_NUMBER < value < MAX_NUMBER
             if value is None or is_number:
                 return value
-        case gr.Dropdown(elem_id="model"):
+        case gr.Dropdown(elem_id="model" | "compare"):
             if isinstance(value, str) and value in [choice for _, choice in component.choices]:
                 return value
         case gr.Dropdown() | gr.Textbox():

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import jinja2
 from PIL import Image
 
+from swag_models.api import SPECS
 from swag_models.app.csv_export import format_csv
 from swag_models.app.similar import FoundImage
 from swag_models.formatting import count_noun, list_names, spell_license
@@ -20,6 +21,8 @@ from swag_models.spec import ModelSpec
 if TYPE_CHECKING:
     import gradio as gr
 
+# Pre-training -> its name, in the order in which the models are listed
+FAMILIES = {"swag": "SWAG", "maws": "MAWS", "swsl": "SWSL", "wsl": "WSL", None: "Other"}
 STYLE_SHEET = Path(__file__).with_name("style.css")
 MAX_COPIES = 5  # names that are shown
 MAX_CLASSES = 6  # of one search, whose names are shown
@@ -47,9 +50,33 @@ _TEMPLATES = jinja2.Environment(
 ).get_template("components.html.jinja", globals={"count_noun": count_noun})
 
 
-def render_header() -> str:
-    """The title of the page."""
-    return _render("header")
+def render_header(is_private: bool) -> str:
+    """The title of the page, and what leaves which machine.
+
+    Args:
+        is_private: whether only this machine can reach the page.
+    """
+    return _render("header", is_private)
+
+
+def list_choices(specs: Mapping[str, ModelSpec]) -> list[tuple[str, str]]:
+    """The models that can be used, by family: text to choose and name.
+
+    Args:
+        specs: models by name. Those without a source for their weights are left out.
+    """
+    groups: dict[str, list[str]] = {group: [] for group in ("Own", "Included", *FAMILIES.values())}
+    for name, spec in specs.items():
+        if not spec.sources:
+            continue
+        if name not in SPECS:
+            group = "Own"
+        elif is_shipped(spec.sources[0]):
+            group = "Included"
+        else:
+            group = FAMILIES[spec.pretraining]
+        groups[group].append(name)
+    return [(f"{group}: {name}", name) for group, names in groups.items() for name in names]
 
 
 def render_examples_note(specs: Mapping[str, ModelSpec]) -> str:
@@ -68,6 +95,28 @@ def render_predictions(model: str, predictions: Sequence[Prediction]) -> str:
     rows = [(model, p.label, p.probability) for p in predictions]
     link = render_csv_link("classes", ("model", "class", "probability"), rows)
     return _render("predictions", predictions) + link
+
+
+def render_comparison(results: Sequence[tuple[str, Sequence[Prediction], float]]) -> str:
+    """Classes of several models side by side, and a link to save them.
+
+    Args:
+        results: name of each model, its most probable classes, and its time per image in seconds.
+    """
+    rows: list[tuple[str, float, str | None, float | None]] = []
+    for model, predictions, seconds in results:
+        milliseconds = round(1000 * seconds, 3)
+        rows += [(model, milliseconds, p.label, p.probability) for p in predictions]
+        rows += [(model, milliseconds, None, None)] * (not predictions)
+    header = ("model", "milliseconds", "class", "probability")
+    shown = [(model, found, format_time(seconds)) for model, found, seconds in results]
+    return _render("comparison", shown) + render_csv_link("comparison", header, rows)
+
+
+def format_time(seconds: float) -> str:
+    """A time with three digits: "1.23 ms", "1.23 s"."""
+    value, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")
+    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
 
 
 def render_neighbours(images: Sequence[FoundImage]) -> str:

@@ -47,7 +47,8 @@ class Layout:
         specs: the models to choose from, by name; the first is selected.
         folder: folder to search; "" for none.
         indexes: the indexes of folders.
-        may_type: whether another folder can be entered in the page.
+        may_type: whether another folder can be entered in the page, because only this machine can
+            reach it.
         examples: image files to start with.
         uploads: the uploaded files; no other file is opened for a request.
     """
@@ -72,7 +73,7 @@ class Layout:
             self.analysis, self.idle_polls = gr.State(None), gr.State(0)
             self.download_timer = gr.Timer(TIMER_INTERVAL, active=False)
             self.embed_timer = gr.Timer(TIMER_INTERVAL, active=False)
-            gr.HTML(components.render_header())
+            gr.HTML(components.render_header(may_type))
             with gr.Row():
                 with gr.Column():
                     self.add_image()
@@ -123,9 +124,17 @@ class Layout:
 
     def add_model(self) -> None:
         """Add the choice of a model, facts about it, and its download."""
-        self.model = gr.Dropdown(
-            list(self.specs), value=next(iter(self.specs)), label="Model", elem_id="model"
-        )
+        choices = components.list_choices(self.specs)
+        with gr.Group():
+            self.model = gr.Dropdown(
+                choices, value=next(iter(self.specs)), label="Model", elem_id="model"
+            )
+            self.other = gr.Dropdown(
+                [("no other model", ""), *choices],
+                value="",
+                label="Compare with",
+                elem_id="compare",
+            )
         self.facts = gr.HTML(elem_id="facts")
         self.progress = gr.HTML(elem_id="progress")
         self.download_button = gr.Button(visible=False, variant="primary", elem_id="download")

@@ -95,13 +95,14 @@ class Page(Layout):
 
         def on_classify(event: Any) -> Any:
             outputs = [self.analysis, self.bars, self.notice]
-            step = event(self.classify, [self.image, self.model], outputs, **slow)
+            step = event(self.classify, [self.image, self.model, self.other], outputs, **slow)
             return on_search(on_saliency(step.then).then)
 
         self.blocks.load(self.select_model, self.model, model_outputs, **quick, js=self.scripts)
         on_clear(self.model.change).then(self.select_model, self.model, model_outputs, **quick)
         on_classify(self.facts.change)  # another model was selected, or its weights were downloaded
         on_classify(on_clear(self.image.change).then)
+        on_classify(on_clear(self.other.change).then)
         # one event for all, so that the browser waits for one response before the next request:
         # responses to requests at the same time can arrive out of order
         controls = [self.layer.input, self.head.input, self.opacity.input]
@@ -183,12 +184,18 @@ class Page(Layout):
         return {**self.show_card(name), self.progress: None, self.notice: notice}
 
     @show_errors("analysis", "bars")
-    def classify(self, upload: Any, name: str, request: gr.Request) -> Updates:
-        """Show the classes of the uploaded image, if there is one and the model is local."""
-        spec = self.specs[name]
+    def classify(self, upload: Any, name: str, other: str, request: gr.Request) -> Updates:
+        """Show the classes of the uploaded image, if there is one and the model is local.
+
+        Args:
+            upload: the image, as requests refer to it.
+            name: the selected model.
+            other: the model to compare it with; "" for none.
+            request: who sent the request.
+        """
         if upload is None:
             return {self.analysis: None, self.bars: components.render_hint(WELCOME)}
-        if find_weights(spec) is None:
+        if find_weights(self.specs[name]) is None:
             hint = f"{name} is not on this machine yet; the button below its facts downloads it."
             return {self.analysis: None, self.bars: components.render_hint(hint)}
         assert request.request is not None
@@ -197,13 +204,27 @@ class Page(Layout):
         file, file_name = self.uploads.open(upload, owner, request.session_hash)
         with file:
             content = service.FileContent.read(file)
-            analysis = service.classify_image(spec, file, file_name)
-        analysis.content = content
+            analysis = service.classify_image(self.specs[name], file, file_name)
+            analysis.content = content
+            has_other = bool(other) and find_weights(self.specs[other]) is not None
+            if has_other and other != name:
+                file.seek(0)
+                second = service.classify_image(self.specs[other], file, file_name)
+                return {self.analysis: analysis, self.bars: self.compare(analysis, second)}
         if analysis.predictions:
             bars = components.render_predictions(name, analysis.predictions)
         else:
             bars = components.render_hint(f"{name} has no class names; its saliency map is below.")
+        if other and not has_other:
+            hint = f"{other} is not on this machine yet; choose it as the model to download it."
+            bars += components.render_hint(hint)
         return {self.analysis: analysis, self.bars: bars}
+
+    def compare(self, *analyses: service.Analysis) -> str:
+        """The classes of an image by several models, with the time that each takes."""
+        times = [service.measure_time(analysis) for analysis in analyses]
+        results = [(a.spec.name, a.predictions, seconds) for a, seconds in zip(analyses, times)]
+        return components.render_comparison(results)
 
     @show_errors("overlay")
     def show_saliency(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from image_support import SCENES
 from page_support import APP, MODEL, PageServer, Visitor, serve_page
 
 from swag_models.app.access import Access, read_auth_file
@@ -139,6 +140,17 @@ def test_without_a_password_nothing_is_answered(guarded: PageServer) -> None:
     del visitor.client.headers["Authorization"]
     assert visitor.open().status_code == 200  # the cookie suffices
     assert "right" not in guarded.log.read_text("utf-8")
+
+
+def test_a_visitor_cannot_choose_a_folder(guarded: PageServer) -> None:
+    visitor = Visitor(guarded, "s")
+    visitor.client.headers["Authorization"] = make_header("anna", "right")
+    handler = visitor.read_handlers()["search_folder"]
+    for folder in (str(SCENES), "/etc", f"{SCENES}/x"):
+        response = visitor.call(handler, None, MODEL, folder, "cup")
+        assert response.status_code == 200
+        assert "<figure" not in response.text
+        assert folder not in response.text  # nor whether it exists
 
 
 @pytest.mark.slow

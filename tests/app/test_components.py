@@ -11,12 +11,15 @@ from PIL import Image
 
 from swag_models.api import SPECS
 from swag_models.app.components import (
+    list_choices,
     make_consent_label,
     render_class,
+    render_comparison,
     render_copies,
     render_download,
     render_error,
     render_facts,
+    render_header,
     render_neighbours,
     render_predictions,
     render_skipped,
@@ -150,6 +153,43 @@ def test_the_shown_tables_are_saved_as_csv() -> None:
     for html, rows in tables:
         (content,) = re.findall('href="data:text/csv;charset=utf-8;base64,([^"]+)"', html)
         assert read_csv(base64.b64decode(content)) == rows
+
+
+def test_two_models_are_shown_side_by_side_and_saved() -> None:
+    html = render_comparison(
+        [(SCRIPT, [Prediction(SCRIPT, 0, 0.5)], 0.01234), ("vit_b16", [], 1.5)]
+    )
+    assert "<script" not in html.lower()
+    assert "12.3 ms per image" in html
+    assert "1.50 s per image" in html
+    assert html.count("<section>") == 2
+    assert "It has no class names." in html
+    (content,) = re.findall('href="data:text/csv;charset=utf-8;base64,([^"]+)"', html)
+    assert read_csv(base64.b64decode(content)) == [
+        ["model", "milliseconds", "class", "probability"],
+        [SCRIPT, "12.34", SCRIPT, "0.5"],
+        ["vit_b16", "1500.0", "", ""],
+    ]
+
+
+def test_models_are_chosen_by_family_and_only_with_a_source() -> None:
+    own = replace(SPECS["vit_b16"], name="mine")
+    without = replace(SPECS["vit_l16"], sources=())
+    choices = list_choices({"mine": own, **SPECS, "vit_l16": without})
+    assert choices[0] == ("Own: mine", "mine")
+    groups = [label.split(":")[0] for label, _ in choices]
+    assert list(dict.fromkeys(groups)) == ["Own", "Included", "SWAG", "MAWS", "SWSL", "WSL"]
+    assert groups == sorted(groups, key=list(dict.fromkeys(groups)).index)
+    assert {name for _, name in choices} == {"mine", *SPECS} - {"vit_l16"}
+    assert ("SWSL: resnet18_swsl_in1k", "resnet18_swsl_in1k") in choices
+    assert ("Included: vit_nano_hashtags", "vit_nano_hashtags") in choices
+
+
+@pytest.mark.parametrize("is_private", [True, False])
+def test_the_page_says_what_leaves_the_machine(is_private: bool) -> None:
+    html = render_header(is_private)
+    assert ("Your images do not leave this machine" in html) == is_private
+    assert ("sent to the machine that serves this page" in html) != is_private
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", " ="])

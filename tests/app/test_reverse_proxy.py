@@ -70,7 +70,7 @@ def test_uploads_examples_and_streams_work_below_a_path(
         assert visitor.client.get(example, timeout=30).content[:2] == b"\xff\xd8"
         path = visitor.upload(HOUSE.read_bytes(), "house.jpg")
         visitor.client.headers["Origin"] = url.removesuffix("/demo/")  # as a browser sends it
-        answer = visitor.call(visitor.read_handlers()["classify"], {"path": path}, MODEL)
+        answer = visitor.call(visitor.read_handlers()["classify"], {"path": path}, MODEL, "")
         assert predict_labels(HOUSE)[0] in answer.text
         with visitor.get("gradio_api/heartbeat/x", stream=True) as stream:
             assert next(stream.iter_content(1))  # at once, not at the end

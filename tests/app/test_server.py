@@ -46,7 +46,7 @@ def visitor(page: PageServer, request: pytest.FixtureRequest) -> Visitor:
 
 def classify(visitor: Visitor, handlers: dict[str, int], image: Any) -> str:
     """The response to a request to classify an image."""
-    return visitor.call(handlers["classify"], image, MODEL).text
+    return visitor.call(handlers["classify"], image, MODEL, "").text
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
@@ -146,17 +146,18 @@ def test_an_upload_that_was_replaced_is_not_opened(
     [
         *({"session_hash": None}, {"session_hash": 5}, {"session_hash": "x" * 200}),
         *({"fn_index": None}, {"fn_index": 999}, {"fn_index": True}, {"fn_index": 10**30}),
-        *({"data": None}, {"data": {}}, {"data": []}, {"data": [None] * 3}),
-        *({"data": [[], MODEL]}, {"data": ["/etc/passwd", MODEL]}, {"data": [{"path": 5}, MODEL]}),
-        *({"data": [None, "vit_h15"]}, {"data": [None, None]}, {"data": [None, [MODEL]]}),
-        {"data": [{"path": "\ud800"}, MODEL]},
+        *({"data": None}, {"data": {}}, {"data": []}, {"data": [None] * 4}),
+        *({"data": [image, MODEL, ""]} for image in ([], "/etc/passwd", {"path": 5})),
+        *({"data": [None, model, ""]} for model in ("vit_h15", None, [MODEL])),
+        *({"data": [None, MODEL, model]} for model in ("vit_h15", None, [MODEL])),
+        {"data": [{"path": "\ud800"}, MODEL, ""]},
     ],
 )
 def test_a_request_that_the_page_cannot_send_leaves_one_line(
     visitor: Visitor, handlers: dict[str, int], change: dict[str, Any]
 ) -> None:
     before = len(visitor.page.read_log())
-    fields = {"data": [None, MODEL], "fn_index": handlers["classify"], **change}
+    fields = {"data": [None, MODEL, ""], "fn_index": handlers["classify"], **change}
     body = {"session_hash": "s", **fields}
     url = visitor.page.url + "gradio_api/run/predict"
     response = visitor.client.post(url, json=body, timeout=60)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,12 @@ from swag_models.api import get_spec
 from swag_models.app import _merge_tokens
 from swag_models.app.components import render_facts
 from swag_models.app.saliency import compute_saliency
-from swag_models.app.service import Download, classify_image, get_saliency
+from swag_models.app.service import (
+    Download,
+    classify_image,
+    get_saliency,
+    measure_time,
+)
 from swag_models.errors import ImageError
 from swag_models.hub.fetch import find_weights
 from swag_models.image_decoding import read_image
@@ -28,6 +34,7 @@ from swag_models.spec import ModelSpec, Source
 
 FROM_HUB = """
 import sys
+import time
 from swag_models import get_spec
 from swag_models.api import get_spec
 from swag_models.app.saliency import compute_saliency
@@ -101,6 +108,19 @@ def test_an_analysis_keeps_only_what_the_model_sees(name: str, tmp_path: Path) -
     assert np.array_equal(get_saliency(analysis, 1), maps)
     assert np.array_equal(get_saliency(analysis, 1), maps)  # from memory
     assert not np.array_equal(get_saliency(analysis, 0), maps)
+
+
+def test_the_time_of_a_model_is_that_of_one_image() -> None:
+    spec = get_spec("vit_nano_hashtags")
+    analysis = classify_image(spec, SCENES / "house.jpg", "house.jpg")
+    pixels, _ = analysis.get_input()
+    classifier = Classifier(spec, progress=False)
+    classifier(pixels)
+    start = time.perf_counter()
+    for _ in range(20):
+        classifier(pixels)
+    mean = (time.perf_counter() - start) / 20
+    assert 0.02 * mean < measure_time(analysis) < 20 * mean  # in seconds
 
 
 def test_an_analysis_that_was_released_says_so() -> None:

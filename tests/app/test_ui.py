@@ -229,6 +229,29 @@ def test_images_of_a_class_are_found_and_saved(page: Chrome, tmp_path: Path) -> 
     until(lambda: not page.find("#found figure"), "the images of the class to disappear")
 
 
+def test_two_models_are_compared_on_one_image(page: Chrome) -> None:
+    page.upload(SCENES / "house.jpg")
+    page.wait(".bars li:first-child", name("house"))
+    page.choose("Compare with", "regnety_nano_hashtags")
+    page.wait(".comparison section:nth-child(2) h2", "regnety_nano_hashtags")
+    first, second = page.find(".comparison section")
+    assert first.location["y"] == second.location["y"]
+    other = predict_labels(SCENES / "house.jpg", name="regnety_nano_hashtags")[0]
+    for section, model, label in (
+        (first, MODEL, name("house")),
+        (second, "regnety_nano_hashtags", other),
+    ):
+        assert section.text.startswith(model)
+        assert re.search(r"[\d.]+ ms per image", section.text)
+        lines = section.text.splitlines()
+        assert lines[2] == label
+    page.choose("Compare with", "resnet18_swsl_in1k")
+    page.wait("#bars", "resnet18_swsl_in1k is not on this machine yet; choose it as the model")
+    assert page.find(".bars li")[0].text.startswith(name("house"))
+    page.choose("Compare with", "no other model")
+    until(lambda: "resnet18" not in page.find("#bars")[0].text, "the classes of one model")
+
+
 def test_the_page_can_be_used_by_keyboard_alone(page: Chrome) -> None:
     """Every element that Tab reaches has a name and a visible focus; an example is chosen so."""
     focus = """
@@ -249,7 +272,15 @@ def test_the_page_can_be_used_by_keyboard_alone(page: Chrome) -> None:
         page.press(*[Keys.ENTER] * (stop["name"] == "Example 4"), Keys.TAB)
     assert [stop for stop in stops if not stop["name"] or not stop["outline"]] == []
     names = [stop["name"] for stop in stops]
-    expected = ["Example 4", "Model", "range slider for Block", "Head", "Find", "Search"]
+    expected = [
+        "Example 4",
+        "Model",
+        "Compare with",
+        "range slider for Block",
+        "Head",
+        "Find",
+        "Search",
+    ]
     assert [name for name in names if name in expected] == expected
     page.wait(".bars li:first-child", predict_labels(EXAMPLES[3])[0])
 

@@ -93,7 +93,7 @@ def test_large_images_do_not_accumulate(page: PageServer) -> None:
     for number in range(12):
         visitor = Visitor(page, f"large{number}")
         image = {"path": visitor.upload(content.getvalue(), "large.png")}
-        assert visitor.call(handlers["classify"], image, MODEL).status_code == 200
+        assert visitor.call(handlers["classify"], image, MODEL, "").status_code == 200
         memory.append(page.measure_memory())
     print(f"memory: {before:.0f} MiB before, {memory} MiB afterwards")
     # Each image would add at least 76 MiB; what the allocator keeps from decoding levels off.
@@ -116,7 +116,7 @@ def judge_visit(
     """Upload an image, and compare its classes and its overlay with the expected ones."""
     path = visitor.upload(scene.read_bytes(), scene.name)
     upload = {"path": path, "orig_name": scene.name}
-    response = visitor.call(handlers["classify"], upload, MODEL)
+    response = visitor.call(handlers["classify"], upload, MODEL, "")
     first = re.search(r"<li[^>]*><span>([^<]*)", response.text)
     if response.status_code != 200 or first is None:
         return "no answer"
