@@ -125,30 +125,32 @@ def render_neighbours(images: Sequence[FoundImage]) -> str:
         return ""
     title = "Most similar to the image"
     scores = [f"{image.score:.3f}" for image in images]
-    return _render_found(title, "similar images", "cosine_similarity", images, scores)
+    rows = [(image.name, image.score) for image in images]
+    link = render_csv_link("similar images", ("image", "cosine_similarity"), rows)
+    return _render_found(title, images, scores) + link
 
 
 def render_class(names: Sequence[str], images: Sequence[FoundImage]) -> str:
     """The images in which classes with these names are most probable."""
-    title = f"Most probably {list_names(names, MAX_CLASSES)}"
+    content = list_names(names, MAX_CLASSES)
+    title = f"Most probably {content}"
     if not images:
         return render_hint(f"{title}: no image of the folder can be read")
     scores = [f"{100 * image.score:.1f}%" for image in images]
-    return _render_found(title, "images of the class", "probability", images, scores)
+    rows = [(content, image.name, image.score) for image in images]
+    link = render_csv_link("images of the class", ("class", "image", "probability"), rows)
+    return _render_found(title, images, scores) + link
 
 
-def _render_found(
-    title: str, content: str, column: str, images: Sequence[FoundImage], scores: Sequence[str]
-) -> str:
-    """Thumbnails, each with its score and name, and a link to save the table.
+def _render_found(title: str, images: Sequence[FoundImage], scores: Sequence[str]) -> str:
+    """Thumbnails, each with its score and name.
 
     The thumbnails are part of the HTML, so no file of the user's folder has to be served.
     """
     shown = [
         (score, image.name, encode_image(image.thumbnail)) for score, image in zip(scores, images)
     ]
-    link = render_csv_link(content, ("image", column), [(i.name, i.score) for i in images])
-    return _render("found", title, shown) + link
+    return _render("found", title, shown)
 
 
 def render_csv_link(

@@ -40,6 +40,7 @@ from swag_models.resumable import read_state
 from swag_models.spec import ModelSpec
 
 MAX_INDEXES = 2  # in memory; 100,000 images of ViT-B/16 take 300 MB
+LIST_INTERVAL = 60  # seconds until a folder that is being embedded is listed again
 SAVE_INTERVAL = 30  # seconds of work that a killed process loses at most
 SHUTDOWN_WAIT = 1  # seconds that the end of the page waits for a batch
 
@@ -92,7 +93,8 @@ class FolderIndex:
         self.images: dict[str, FolderImage] = {}
         self.rows: dict[str, Row] = {}
         self.problem = ""
-        self._saved = time.monotonic()
+        self._missing: list[ImageRef] = []
+        self._listed = self._saved = time.monotonic()
         self._files: list[Path] = []
         self._folder: Path | None = None
         self._job: dict[str, Any] = {}
@@ -114,28 +116,35 @@ class FolderIndex:
         Raises:
             ConfigError: the folder is missing or contains no image.
         """
-        start = time.monotonic()
         with self.lock:
-            self.images = list_images(self.root)
-            missing = [
-                image.ref
-                for name, image in self.images.items()
-                if name not in self.rows or self.rows[name].state != image.state
-            ]
-            done = len(self.images) - len(missing)
-            for batch in load_folder_embedder(self.spec).run(missing) if missing else ():
+            if not self._missing or time.monotonic() > self._listed + LIST_INTERVAL:
+                self._list()
+            start = time.monotonic()
+            refs = list(self._missing)
+            for batch in load_folder_embedder(self.spec).run(refs) if refs else ():
                 values = [] if batch.values is None else list(batch.values)
                 for name, value in [
                     *zip(batch.names, values),
                     *((image.name, image) for image in batch.skipped),
                 ]:
                     self.rows[name] = Row(self.images[name].state, value)
-                done += len(batch.images)
+                del self._missing[: len(batch.images)]
                 if time.monotonic() > start + seconds:
                     break
+            done = len(self.images) - len(self._missing)
             if done == len(self.images) or time.monotonic() > self._saved + SAVE_INTERVAL:
                 self.save()
-        return done, len(self.images)
+            return done, len(self.images)
+
+    def _list(self) -> None:
+        """List the images of the folder, and those that have to be embedded."""
+        self._listed = time.monotonic()
+        self.images = list_images(self.root)
+        self._missing = [
+            image.ref
+            for name, image in self.images.items()
+            if name not in self.rows or self.rows[name].state != image.state
+        ]
 
     def list_rows(self) -> tuple[list[FolderImage], Tensor, list[Skipped]]:
         """The images that are embedded, their features (N, D), and those that cannot be read."""

@@ -283,7 +283,9 @@ def _add_app_options(command: argparse.ArgumentParser) -> None:
         default="regnety_200mf_hashtags",
         help="model to start with: name, folder or hf-hub:org/repo (default: %(default)s)",
     )
-    command.add_argument("--folder", default="", help="folder to search for similar images")
+    command.add_argument(
+        "--folder", default="", help="folder to search for similar images and those of a class"
+    )
     add_merge_option(command)
     command.add_argument(
         "--host",

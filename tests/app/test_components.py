@@ -147,7 +147,7 @@ def test_the_shown_tables_are_saved_as_csv() -> None:
         ),
         (
             render_class(["cat"], [FoundImage("a\nb.png", 0.5, image)]),
-            [["image", "probability"], ["a\nb.png", "0.5"]],
+            [["class", "image", "probability"], ["cat", "a\nb.png", "0.5"]],
         ),
     ]
     for html, rows in tables:

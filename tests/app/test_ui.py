@@ -218,8 +218,8 @@ def test_images_of_a_class_are_found_and_saved(page: Chrome, tmp_path: Path) -> 
     page.wait("#found a[download]", "Save the images of the class as CSV").click()
     file = tmp_path / "images_of_the_class.csv"
     lines = until(lambda: file.exists() and file.read_text("utf-8-sig").splitlines(), "the file")
-    assert lines[0] == "image,probability"
-    assert lines[1].startswith("my chair <b>.png,0.")
+    assert lines[0] == "class,image,probability"
+    assert lines[1].startswith("chair,my chair <b>.png,0.")
     assert len(lines) == 4
     page.upload(SCENES / "house.jpg")
     page.wait("#similar figure", "my house <b>.png")
@@ -410,7 +410,10 @@ def test_the_screenshot_of_the_readme_can_be_taken(page: Chrome, tmp_path: Path)
     box = page.find("#folder textarea")[0]
     box.clear()
     box.send_keys(str(folder.relative_to(ROOT)), Keys.ENTER)
-    until(lambda: len(page.find(".similar figure")) == 8, "the images of the folder")
+    seconds = 600 if SCREENSHOT else 30
+    until(lambda: len(page.find("#similar figure")) == 8, "the images of the folder", seconds)
+    page.find("#word textarea")[0].send_keys("#fruit", Keys.ENTER)
+    until(lambda: len(page.find("#found figure")) == 8, "the images of the class")
     page.wait("#overlay", "Grad-CAM of locomotive at stage 4")
     page.wait("#overlay img")
     path = ROOT / SCREENSHOT if SCREENSHOT else tmp_path / "app.png"
