@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from swag_models.export.compiled import CPU_FIELD, TORCH_FIELD, list_instructions
+from swag_models.export.compiled import CPU_FIELD, TORCH_FIELD
+from swag_models.inference.native_code import list_instructions
 
 MEMBER = "model/data/aotinductor/model/abc.wrapper_metadata.json"
 

@@ -134,9 +134,9 @@ def export(options: argparse.Namespace) -> int:
 
 def _identify_export(options: argparse.Namespace, spec: ModelSpec, settings: dict[str, Any]) -> Any:
     """All that an exported file depends on; None if the weights are not on this machine."""
-    from swag_models.export.compiled import list_instructions
     from swag_models.export.metadata import COMPILED_SUFFIX, find_suffix
     from swag_models.inference.image_sources import find_images
+    from swag_models.inference.native_code import list_instructions
     from swag_models.reruns import (
         identify_files,
         identify_model,

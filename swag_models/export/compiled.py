@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +16,9 @@ from swag_models.errors import ConfigError, ExportError, plain_arguments
 from swag_models.export.metadata import COMPILED_SUFFIX, Metadata, find_suffix, read_compiled
 from swag_models.formatting import list_names
 from swag_models.inference.acceleration import has_compiler
+from swag_models.inference.native_code import compile_package, list_instructions, load_package
 from swag_models.paths import expand_path
 
-# Beginnings of the names, in Linux's /proc/cpuinfo, of instructions that compilers generate
-INSTRUCTIONS = ("amx", "avx", "bmi", "f16c", "fma", "gfni", "sse", "ssse", "vaes", "vpclmul")
 CPU_FIELD, TORCH_FIELD = "cpu_instructions", "torch"  # beside those of `Metadata`
 
 
@@ -53,17 +51,9 @@ def write_compiled(program: torch.export.ExportedProgram, path: Path, metadata: 
         TORCH_FIELD: torch.__version__,
     }
     try:
-        torch._inductor.aoti_compile_and_package(
-            program,
-            package_path=str(path),
-            # freezing makes the weights constants, which are laid out for the CPU ahead of time
-            inductor_configs={"aot_inductor.metadata": strings, "freezing": True},
-        )
-    except RuntimeError as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ExportError(
-            f"torch {torch.__version__} cannot compile it ({reason}); export to .pt2"
-        ) from None
+        compile_package(program, path, strings)
+    except ExportError as error:
+        raise ExportError(f"{error}; export to .pt2") from None
 
 
 @plain_arguments
@@ -94,17 +84,9 @@ def load_compiled(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
         raise ExportError(f"cannot read {path}: {error}; export the model again") from None
     _check_machine(path, strings)
     try:
-        package: Any = torch._inductor.aoti_load_package(str(path))
-    except (RuntimeError, OSError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ExportError(f"torch cannot load {path}: {reason}; export the model again") from None
-
-    def run(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            output: Tensor = package(images)
-            return output
-
-    return run
+        return load_package(path)
+    except ExportError as error:
+        raise ExportError(f"{error}; export the model again") from None
 
 
 def _check_machine(path: Path, strings: dict[str, str]) -> None:
@@ -125,19 +107,3 @@ def _check_machine(path: Path, strings: dict[str, str]) -> None:
 def _get_release(version: str) -> list[str]:
     """The first two numbers of a version."""
     return version.split(".")[:2]
-
-
-def list_instructions() -> list[str]:
-    """The instructions of this CPU that a compiler may use, by Linux's names; none elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return []
-    fields = (line.partition(":") for line in lines)
-    # "flags" on x86, "Features" on Arm
-    for name, _, value in fields:
-        if name.strip() == "flags":
-            return sorted(flag for flag in value.split() if flag.startswith(INSTRUCTIONS))
-        if name.strip() == "Features":
-            return sorted(value.split())
-    return []

@@ -17,7 +17,8 @@ import swag_models
 from swag_models.cli import main
 from swag_models.errors import ConfigError, ExportError
 from swag_models.export import compiled, export_model, load_compiled, read_metadata
-from swag_models.export.compiled import CPU_FIELD, TORCH_FIELD, list_instructions
+from swag_models.export.compiled import CPU_FIELD, TORCH_FIELD
+from swag_models.inference.native_code import list_instructions
 
 ALONE = """
 import sys, torch
