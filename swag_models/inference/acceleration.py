@@ -30,6 +30,8 @@ COMPILE_SAVINGS = {
     "cuda": {"ViT": 0.1, "RegNet": 0.2, "ResNet": 0.0},
 }
 COMPILE_SECONDS_PER_BLOCK = 1.5  # measured as above, rounded up
+# Hashing the weights, checking and loading stored code; benchmarks/compiled_cache.py, rounded up
+MIN_LOAD_SECONDS, LOAD_SECONDS_PER_GB = 0.2, 5.0
 # Modules in which each convolution is followed by its batch norm
 FOLDABLE = (ConvNorm, ResNet, BasicBlock, Bottleneck, Shortcut)
 MIN_TRITON_CAPABILITY = (7, 0)  # compute capability of the GPU
@@ -108,15 +110,30 @@ def compiling_pays_off(model: Backbone, device: torch.device, seconds: float) ->
         device: device that it runs on.
         seconds: how long the remaining images would take without compiling.
     """
+    num_blocks = len(model.layers) - 1  # all but the stem
+    saved = seconds * _find_savings(model, device)
+    return saved > num_blocks * COMPILE_SECONDS_PER_BLOCK and has_compiler(device)
+
+
+def loading_pays_off(model: Backbone, seconds: float) -> bool:
+    """Whether code that is stored on this machine saves more time than its loading takes.
+
+    Args:
+        model: the model, prepared by `accelerate`, on the CPU.
+        seconds: how long the images would take without compiling.
+    """
+    size = sum(tensor.nbytes for tensor in model.parameters())
+    saved = seconds * _find_savings(model, torch.device("cpu"))
+    return saved > MIN_LOAD_SECONDS + LOAD_SECONDS_PER_GB * size / 1e9
+
+
+def _find_savings(model: Backbone, device: torch.device) -> float:
+    """The share of COMPILE_SAVINGS for this hardware; 0 where it was not measured."""
     if device.type == "cuda":
         hardware: str | None = "cuda"
     else:
         hardware = _find_bf16_instructions() if device.type == "cpu" else None
-    if hardware is None:  # not measured on this hardware
-        return False
-    saved = seconds * COMPILE_SAVINGS[hardware][type(model).__name__]
-    num_blocks = len(model.layers) - 1  # all but the stem
-    return saved > num_blocks * COMPILE_SECONDS_PER_BLOCK and has_compiler(device)
+    return 0.0 if hardware is None else COMPILE_SAVINGS[hardware][type(model).__name__]
 
 
 def compile_forward(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

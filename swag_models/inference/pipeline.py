@@ -5,9 +5,9 @@ Axes: N batch, H W pixels.
 
 import itertools
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,11 @@ from swag_models.inference.acceleration import (
     compiling_pays_off,
     has_compiler,
     has_fast_resize,
+    loading_pays_off,
     pick_dtype,
 )
+from swag_models.inference.batch_result import BatchResult
+from swag_models.inference.compiled_cache import CachedForward, is_cacheable
 from swag_models.inference.finite import check_finite
 from swag_models.inference.image_sources import ImageRef, find_images, read_ahead
 from swag_models.inference.loaded_model import eval_mode, take_model
@@ -48,42 +51,6 @@ MAX_WORKERS = 16  # more threads would wait for the interpreter lock
 IMAGES_PER_WORKER = 16
 
 
-class Skipped(NamedTuple):
-    """An image that could not be read.
-
-    Attributes:
-        name: path or other name of the image.
-        reason: error message, which contains the name.
-    """
-
-    name: str
-    reason: str
-
-
-class BatchResult(NamedTuple):
-    """Result of one batch of images.
-
-    Attributes:
-        images: all images of the batch, in order.
-        errors: index in `images` -> reason why that image could not be read.
-        values: a float32 row for each image that was read; None if no image was.
-    """
-
-    images: Sequence[ImageRef]
-    errors: dict[int, str]
-    values: Tensor | None
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the images that have a row."""
-        return [image.name for index, image in enumerate(self.images) if index not in self.errors]
-
-    @property
-    def skipped(self) -> list[Skipped]:
-        """The images that have no row."""
-        return [Skipped(self.images[index].name, reason) for index, reason in self.errors.items()]
-
-
 class InferencePipeline:
     """Runs a model on images, in order, while threads read the next ones.
 
@@ -95,7 +62,8 @@ class InferencePipeline:
             faster (unless `dtype` is set); for convolutional models, folded batch norms and
             channels last; torch.compile if there are enough images to amortise it; images resized
             by torch where that is faster than Pillow; scaled decoding.
-        compile: whether to use torch.compile; by default `fast` decides.
+        compile: whether to use torch.compile; by default `fast` decides. Compiled code of a model
+            by name is kept in the cache folder and reused, on a CPU under Linux.
         device: torch device or its name; by default "auto": a CUDA GPU (under torchrun that of this
             process), else MPS, else the CPU. A model in memory stays where it is by default, and
             with `device`, `dtype` or `fast` is copied.
@@ -182,8 +150,11 @@ class InferencePipeline:
                 f"compile=True is not possible on {self.device}, since torch.compile lacks a "
                 f"requirement; install g++ and Python's headers (for a GPU also Triton), or omit it"
             )
-        self._compiled = compile_forward(self.forward) if compile else None
+        self._by_name = not isinstance(model, nn.Module)
+        self._compiled = self._make_compiled() if compile else None
         self._may_compile = fast and compile is None
+        self._candidate = self._make_compiled() if self._may_compile else None
+        self._spent = 0.0  # seconds in which batches ran uncompiled
         self._is_warm = False  # whether a batch has been processed
 
     @classmethod
@@ -201,11 +172,21 @@ class InferencePipeline:
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled code exists in this process only; a copy compiles it again.
-        return {**vars(self), "_compiled": self._compiled is not None}
+        state = {**vars(self), "_compiled": self._compiled is not None}
+        return {**state, "_candidate": self._candidate is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._compiled = compile_forward(self.forward) if state["_compiled"] else None
+        self._compiled = self._make_compiled() if state["_compiled"] else None
+        self._candidate = self._make_compiled() if state["_candidate"] else None
+
+    def _make_compiled(self) -> Callable[[Tensor], Tensor]:
+        """The forward pass, compiled when it is called for the first time."""
+        # Of a model in memory, whose code may be the user's, compiled code is not kept.
+        if self._by_name and is_cacheable(self.model):
+            output = "logits" if self.keeps_head else "features"
+            return CachedForward(self.model, self.forward, output)
+        return compile_forward(self.forward)
 
     @property
     def device(self) -> torch.device:
@@ -329,8 +310,24 @@ class InferencePipeline:
             ) from None
         # The first batch is not timed, because it is slower than the others.
         if self._may_compile and self._is_warm:
-            seconds = (time.perf_counter() - start) / count * remaining
-            self._may_compile = not compiling_pays_off(self.model, self.device, seconds)
-            self._compiled = None if self._may_compile else compile_forward(self.forward)
+            passed = time.perf_counter() - start
+            self._spent += passed
+            self._choose_compiled(inputs, passed / count * remaining)
         self._is_warm = True
         return values
+
+    def _choose_compiled(self, inputs: Tensor, seconds: float) -> None:
+        """Run the next batches compiled if that saves time.
+
+        Args:
+            inputs: a batch (N, C, H, W).
+            seconds: how long the remaining images would take uncompiled.
+        """
+        candidate, whole = self._candidate, len(inputs) == self.batch_size
+        pays_off = compiling_pays_off(self.model, self.device, seconds)
+        # Stored code costs little; as much time is likely to follow as has passed.
+        if not pays_off and whole and isinstance(candidate, CachedForward):
+            seconds += self._spent
+            pays_off = loading_pays_off(self.model, seconds) and candidate.is_stored(inputs)
+        if pays_off:
+            self._compiled, self._may_compile = candidate, False

@@ -21,7 +21,8 @@ from swag_models.errors import (
     suggest_names,
 )
 from swag_models.formatting import count_noun
-from swag_models.inference.pipeline import InferencePipeline, Skipped
+from swag_models.inference.batch_result import Skipped
+from swag_models.inference.pipeline import InferencePipeline
 from swag_models.inference.thresholds import Thresholds, read_thresholds
 from swag_models.model_metadata import NameOrModel, check_class_names
 
