@@ -24,6 +24,7 @@ from image_support import SCENES, predict_labels
 from page_support import APP, MODEL, PageServer, Visitor, serve_page
 from PIL import Image
 
+from swag_models.api import get_spec
 from swag_models.app.saliency import crop_to_input
 
 pytestmark = pytest.mark.faults
@@ -103,7 +104,8 @@ def test_large_images_do_not_accumulate(page: PageServer) -> None:
 
 def make_view(scene: Path) -> np.ndarray[Any, Any]:
     """The part of an image that the page shows below a saliency map of opacity 0."""
-    return np.asarray(crop_to_input(Image.open(scene).convert("RGB"), (224, 224)), dtype=float)
+    preprocess = get_spec(MODEL).preprocess
+    return np.asarray(crop_to_input(Image.open(scene).convert("RGB"), preprocess), dtype=float)
 
 
 def judge_visit(
@@ -164,7 +166,7 @@ def send_call(visitor: Visitor, order: random.Random) -> requests.Response:
     """Call a handler with wrong values, and perhaps missing or further fields."""
     body = {
         "data": [pick_value(order) for _ in range(order.randrange(6))],
-        "fn_index": order.choice([*range(25), None, -1, 10**20, "a", 8, 9]),
+        "fn_index": order.choice([*range(40), None, -1, 10**20, "a", 8, 9]),
         "session_hash": order.choice(["e", "x" * 200, None, 5, "\x1b", f"s{order.random()}"]),
     }
     if order.random() < 0.2:
