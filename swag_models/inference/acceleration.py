@@ -31,7 +31,7 @@ COMPILE_SAVINGS = {
 }
 COMPILE_SECONDS_PER_BLOCK = 1.5  # measured as above, rounded up
 # Hashing the weights, checking and loading stored code; benchmarks/compiled_cache.py, rounded up
-MIN_LOAD_SECONDS, LOAD_SECONDS_PER_GB = 0.2, 5.0
+MIN_LOAD_SECONDS, LOAD_SECONDS_PER_GB = 0.5, 5.0
 # Modules in which each convolution is followed by its batch norm
 FOLDABLE = (ConvNorm, ResNet, BasicBlock, Bottleneck, Shortcut)
 MIN_TRITON_CAPABILITY = (7, 0)  # compute capability of the GPU
