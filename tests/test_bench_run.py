@@ -27,10 +27,10 @@ def list_times(folder: Path) -> dict[str, dict[str, list[float]]]:
 def test_a_quick_row_is_measured_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     row = "nearest neighbours, k = 20"
     arguments = ["--quick", "--output", str(tmp_path), "--only", row]
-    command = [sys.executable, "-m", "benchmarks.run", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"{row}: measured" in done.stderr
-    assert done.stdout.strip() == str(tmp_path / "RESULTS.md")
+    assert run.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert f"{row}: measured" in printed.err
+    assert printed.out.strip() == str(tmp_path / "RESULTS.md")
     times = list_times(tmp_path)[row]
     assert {len(rounds) for rounds in times.values()} == {3}
     assert (
