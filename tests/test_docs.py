@@ -164,7 +164,7 @@ def list_commands(parser: ArgumentParser) -> dict[str, list[str]]:
 
 def test_commands_that_the_documents_name_exist() -> None:
     commands = list_commands(make_parser())
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     named = 0
     for path in documents:
         text = path.read_text()
@@ -176,6 +176,17 @@ def test_commands_that_the_documents_name_exist() -> None:
     assert named > 20
     bare = {*re.findall(r"`([a-z]+)`", README)} & ({*commands["recipe"]} - {*commands})
     assert not bare, f"README.md: write recipe {bare}"
+
+
+def test_files_of_the_clone_that_the_documents_name_exist() -> None:
+    folders = ("docs", "benchmarks", "examples")
+    documents = [*ROOT.glob("*.md"), *(p for f in folders for p in (ROOT / f).rglob("*.md"))]
+    pattern = r"(?<![\w./-])(?:swag_models|examples|studies|tests|benchmarks)/[\w/.-]*\w"
+    named = {
+        (path.name, name) for path in documents for name in re.findall(pattern, path.read_text())
+    }
+    assert len(named) > 50
+    assert not [item for item in sorted(named) if not (ROOT / item[1]).exists()]
 
 
 def test_snippets_and_commands_are_found() -> None:
