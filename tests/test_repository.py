@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -115,6 +116,17 @@ def test_the_release_check_says_which_python_is_missing(
     assert "3.99    newest        skipped: no such interpreter" in capsys.readouterr().out
     own = "{}.{}".format(*sys.version_info)
     assert check.find_python(own) == sys.executable
+
+
+def test_an_interpreter_that_does_not_start_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, code in (("broken", "exit 127"), ("working", "exit 0")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "python3.99").write_text(f"#!/bin/sh\n{code}\n")
+        (tmp_path / name / "python3.99").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'broken'}{os.pathsep}{tmp_path / 'working'}")
+    assert check.find_python("3.99") == str(tmp_path / "working" / "python3.99")
 
 
 @pytest.mark.slow  # makes an environment

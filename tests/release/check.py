@@ -79,10 +79,14 @@ def find_python(version: str) -> str | None:
         *sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin"), reverse=True),
         *sorted((Path.home() / ".local/share/uv/python").glob(f"cpython-{version}.*/bin")),
     ]
-    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)])
-    python = shutil.which(f"python{version}", path=path)
-    works = python and subprocess.run([python, "-c", "import venv"], capture_output=True)
-    return python if works and works.returncode == 0 else None
+    for folder in [*os.environ.get("PATH", "").split(os.pathsep), *map(str, folders)]:
+        python = shutil.which(f"python{version}", path=folder)
+        if python is None:
+            continue
+        # pyenv's launchers are on PATH for versions that are not selected, too, and fail
+        if subprocess.run([python, "-c", "import venv"], capture_output=True).returncode == 0:
+            return python
+    return None
 
 
 def try_wheel(python: str, wheel: Path, torch_index: str | None, floor: Path | None) -> str:
