@@ -2,7 +2,7 @@
 
     swag-models export regnety_200mf_hashtags small.onnx
     python examples/serving/onnx_asgi.py small.onnx
-    curl --data-binary @swag_models/app/examples/tree.jpg 'http://127.0.0.1:8000/classify?top_k=3'
+    curl --data-binary @swag_models/app/examples/butterfly.jpg 'http://127.0.0.1:8000/classify?top_k=3'
 
 Images that arrive together are one batch. docs/serving.md has the limits.
 """

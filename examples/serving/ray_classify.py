@@ -2,7 +2,7 @@
 
     pip install 'ray[serve]'
     python examples/serving/ray_classify.py regnety_200mf_hashtags
-    curl --data-binary @swag_models/app/examples/tree.jpg 'http://127.0.0.1:8000/classify?top_k=3'
+    curl --data-binary @swag_models/app/examples/butterfly.jpg 'http://127.0.0.1:8000/classify?top_k=3'
 
 The model is a name or a folder. /-/healthz is the proxy's health. docs/serving.md has the limits.
 """

@@ -68,13 +68,13 @@ NANO_SOURCES = {
     "num_classes": choose("about what curating 20,000 posts gives, or the things in the scenes"),
 }
 
-# The model of drawings that ships with the library, trained in an hour of a CPU
+# The model of drawings that ships with the library, trained in three hours of a CPU
 DRAWINGS = choose("for the drawings, on a CPU")
 REGNETY_200MF_HASHTAGS = Run(
     arch="regnety_200mf",
     image_size=96,
     batch_size=128,
-    epochs=40,
+    epochs=120,
     warmup=0.03,
     optimizer=Optimizer("adamw", lr=3e-3, weight_decay=0.05, clip_norm=1.0),
     augment=Augment(scale=(0.35, 1.0), sizes=(64, 80, 96), color_jitter=0.4, grayscale=0.1),

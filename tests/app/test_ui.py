@@ -403,10 +403,10 @@ def test_each_tab_shows_its_own_image(page: Chrome, address: str) -> None:
 def test_the_screenshot_of_the_readme_can_be_taken(page: Chrome, tmp_path: Path) -> None:
     page.resize(1200, 900)
     page.choose("Model", DRAWINGS)
-    page.wait("#examples button[aria-label='Example 3']").click()
-    page.wait(".bars li:first-child", "locomotive")
+    page.wait("#examples button[aria-label='Example 7']").click()
+    page.wait(".bars li:first-child", "lemon")
     # of python -m studies.drawings build/drawings
-    folder = ROOT / "build" / "drawings" / "images" / "noto" if SCREENSHOT else SCENES
+    folder = ROOT / "build" / "drawings" / "images" if SCREENSHOT else SCENES
     box = page.find("#folder textarea")[0]
     box.clear()
     box.send_keys(str(folder.relative_to(ROOT)), Keys.ENTER)
@@ -414,7 +414,7 @@ def test_the_screenshot_of_the_readme_can_be_taken(page: Chrome, tmp_path: Path)
     until(lambda: len(page.find("#similar figure")) == 8, "the images of the folder", seconds)
     page.find("#word textarea")[0].send_keys("#fruit", Keys.ENTER)
     until(lambda: len(page.find("#found figure")) == 8, "the images of the class")
-    page.wait("#overlay", "Grad-CAM of locomotive at stage 4")
+    page.wait("#overlay", "Grad-CAM of lemon at stage 4")
     page.wait("#overlay img")
     path = ROOT / SCREENSHOT if SCREENSHOT else tmp_path / "app.png"
     page.run("document.activeElement.blur()")

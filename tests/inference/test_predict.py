@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 FAMILIES = pytest.mark.parametrize("family", ["vit", "regnet"])
 Model = tuple[ModelSpec, Path]
-TREE = Path(swag_models.__file__).parent / "app" / "examples" / "tree.jpg"
+BUTTERFLY = Path(swag_models.__file__).parent / "app" / "examples" / "butterfly.jpg"
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_batch_size_and_number_of_workers_do_not_change_results(
 
 
 def test_candidate_labels_are_the_only_classes_to_choose_from() -> None:
-    image = TREE
+    image = BUTTERFLY
     names = ["tree", "bus", "whale"]
     every = Classifier("regnety_200mf_hashtags")(image, top_k=1751)[0]
     few = Classifier("regnety_200mf_hashtags", candidate_labels=names)(image)[0]
@@ -126,10 +126,10 @@ def test_candidate_labels_are_the_only_classes_to_choose_from() -> None:
 def test_candidate_labels_and_a_threshold(multi_label: bool) -> None:
     """Classes that are no candidates are never returned; a sigmoid does not depend on others."""
     options: dict[str, Any] = {"multi_label": multi_label, "candidate_labels": ["tree", "bus"]}
-    (rows,) = Classifier("regnety_200mf_hashtags", threshold=0, **options)(TREE)
+    (rows,) = Classifier("regnety_200mf_hashtags", threshold=0, **options)(BUTTERFLY)
     assert {row.label for row in rows} == {"tree", "bus"}
     if multi_label:
-        (every,) = Classifier("regnety_200mf_hashtags", threshold=0, multi_label=True)(TREE)
+        (every,) = Classifier("regnety_200mf_hashtags", threshold=0, multi_label=True)(BUTTERFLY)
         assert set(rows) < set(every)
 
 
