@@ -296,3 +296,28 @@ def _candidates(source: Source, record: CacheRecord | None, expected: str | None
         xdg_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         torch_home = os.path.expanduser(os.environ.get("TORCH_HOME") or f"{xdg_cache}/torch")
         yield Path(torch_home, "hub", "checkpoints", source.file_name)
+
+
+@contextlib.contextmanager
+def lock_if_possible(path: Path, work: str, timeout: float) -> Iterator[None]:
+    """Let one process at a time do some work; continue without a lock where locks fail.
+
+    Args:
+        path: the lock file, whose folder is created.
+        work: what another process is doing, for the message while waiting.
+        timeout: seconds to wait before the work is done without the lock.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    with contextlib.suppress(OSError, NotImplementedError):  # Timeout is an OSError too
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("waiting for another process that is %s", work)
+            lock.acquire(timeout=timeout)
+    try:
+        yield
+    finally:
+        lock.release()

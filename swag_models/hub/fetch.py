@@ -13,7 +13,8 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from swag_models.hub.cache import (
     is_unchanged,
     list_shards,
     local_path,
+    lock_if_possible,
     read_record,
     record_path,
     write_record,
@@ -295,8 +297,7 @@ def _download_verified(
         return path, digest
 
 
-@contextlib.contextmanager
-def _lock(source: Source) -> Iterator[None]:
+def _lock(source: Source) -> AbstractContextManager[None]:
     """Let one process at a time download a source, where file locks work.
 
     This lock is not a WorkFolder, because it only avoids duplicate downloads. Caches are often on
@@ -304,21 +305,8 @@ def _lock(source: Source) -> Iterator[None]:
     files have unique names, complete files are moved into place atomically, and if locking fails,
     the download continues without a lock.
     """
-    from filelock import FileLock, Timeout
-
-    folder = cache_folder() / "locks"
-    lock = FileLock(folder / f"{_make_key(source)}.lock")
-    with contextlib.suppress(OSError, NotImplementedError):  # Timeout is an OSError too
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.warning("waiting for another process that is downloading %s", source.url)
-            lock.acquire(timeout=LOCK_TIMEOUT)
-    try:
-        yield
-    finally:
-        lock.release()
+    path = cache_folder() / "locks" / f"{_make_key(source)}.lock"
+    return lock_if_possible(path, f"downloading {source.url}", LOCK_TIMEOUT)
 
 
 def _apply_mirror(url: str) -> str:

@@ -16,7 +16,7 @@ import shutil
 import stat
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from swag_models.archives import ZIP_ERRORS
 from swag_models.atomic import temporary_folder
 from swag_models.errors import CacheError, ExportError
 from swag_models.formatting import describe_error
-from swag_models.hub.cache import cache_folder
+from swag_models.hub.cache import cache_folder, lock_if_possible
 from swag_models.inference.acceleration import compile_forward
 from swag_models.inference.native_code import compile_package, list_instructions, load_package
 from swag_models.models import Backbone
@@ -228,22 +228,10 @@ def _list_state(model: nn.Module) -> list[tuple[Any, int]]:
     return [*((module, 0) for module in model.modules()), *zip(tensors, versions)]
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> contextlib.AbstractContextManager[None]:
     """Let one process at a time compile a file, where locks work; files are replaced atomically."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path.with_name(f".{path.name[-41:-39]}.lock"))  # at most 256 files
-    with contextlib.suppress(OSError, NotImplementedError):  # Timeout is an OSError too
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.warning("waiting for another process that is compiling %s", path.name)
-            lock.acquire(timeout=LOCK_TIMEOUT)
-    try:
-        yield
-    finally:
-        lock.release()
+    lock = path.with_name(f".{path.name[-41:-39]}.lock")  # at most 256 files
+    return lock_if_possible(lock, f"compiling {path.name}", LOCK_TIMEOUT)
 
 
 def _check_space(path: Path, model: nn.Module) -> None:
