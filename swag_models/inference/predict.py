@@ -196,14 +196,13 @@ class Classifier(InferencePipeline):
                 f"{count_noun(len(self.classes), 'class')}; make another head with "
                 "model.reset_classifier, and name its classes with Classifier(..., classes=[...])"
             )
-        others = torch.ones(len(self.classes), dtype=torch.bool, device=logits.device)
-        others[list(self.candidates)] = False
-        if self.spec.multi_label:
-            probabilities = logits.sigmoid()
-        else:
-            probabilities = logits.masked_fill(others, -torch.inf).softmax(dim=-1)
-        probabilities = probabilities.masked_fill(others, -1)
-        count = min(top_k or DEFAULT_TOP_K, len(self.candidates))
+        chosen = logits if self.candidates is None else logits[:, self.candidates]
+        scores = chosen.sigmoid() if self.spec.multi_label else chosen.softmax(dim=-1)
+        count = min(top_k or DEFAULT_TOP_K, scores.shape[1])
+        probabilities = scores
+        if self.candidates is not None:
+            probabilities = torch.full_like(logits, -1)
+            probabilities[:, self.candidates] = scores
         if self.thresholds is not None:
             # in float64, in which each probability is the number that is returned
             thresholds = torch.tensor(self.thresholds, dtype=torch.float64, device="cpu")
@@ -231,10 +230,10 @@ def _name_classes(
     return check_class_names(classes, count)
 
 
-def _find_candidates(classes: Sequence[str], labels: Sequence[str] | None) -> Sequence[int]:
-    """The indices of the classes to choose from: all by default."""
+def _find_candidates(classes: Sequence[str], labels: Sequence[str] | None) -> list[int] | None:
+    """The indices of the classes to choose from; None for all."""
     if labels is None:
-        return range(len(classes))
+        return None
     check_types(list | tuple, candidate_labels=labels)
     if not labels:
         raise ConfigError("candidate_labels is empty; name one class or more")
