@@ -151,7 +151,7 @@ def match_classes(spec: ModelSpec, word: str) -> list[int]:
     return named
 
 
-def find_copies(index: FolderIndex, content: FileContent) -> list[str]:
+def list_copies(index: FolderIndex, content: FileContent) -> list[str]:
     """Find the files in a folder that have the content of another file.
 
     Returns:

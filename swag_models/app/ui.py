@@ -12,7 +12,7 @@ from swag_models.app.folder_index import FolderIndex
 from swag_models.app.guard import OWNER
 from swag_models.app.layout import MEAN_HEAD, OPACITY, SALIENCY_LABEL, WELCOME, Layout
 from swag_models.app.saliency import count_layers, overlay_saliency
-from swag_models.app.similar import find_class, find_copies, find_similar, match_classes
+from swag_models.app.similar import find_class, find_similar, list_copies, match_classes
 from swag_models.architectures import ViTConfig
 from swag_models.errors import ConfigError, SwagModelsError
 from swag_models.formatting import count_noun
@@ -298,7 +298,7 @@ class Page(Layout):
     def render_similar(self, index: FolderIndex, analysis: service.Analysis) -> str:
         """The images of a folder that are most similar to an image."""
         assert analysis.content
-        copies = find_copies(index, analysis.content)
+        copies = list_copies(index, analysis.content)
         pixels, _ = analysis.get_input()
         images, skipped = find_similar(index, pixels, exclude=copies)
         html = components.render_neighbours(images) + components.render_copies(copies)

@@ -20,12 +20,6 @@ SPEC = get_spec("vit_nano_hashtags")
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    shutil.copytree(SCENES, tmp_path / "a" / "scenes")
-    return tmp_path / "a"
-
-
-@pytest.fixture
 def store(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "indexes"
 

@@ -9,19 +9,13 @@ import pytest
 from swag_models.api import get_spec, load_classes
 from swag_models.app.folder_index import FolderIndex, FolderIndexes
 from swag_models.app.service import FileContent
-from swag_models.app.similar import find_class, find_copies, find_similar, match_classes
+from swag_models.app.similar import find_class, find_similar, list_copies, match_classes
 from swag_models.errors import ConfigError
 from swag_models.image_decoding import read_image
 from swag_models.inference.predict import Classifier
 
 SCENES = Path(__file__).parents[2] / "examples" / "scenes"
 SPEC = get_spec("vit_nano_hashtags")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    shutil.copytree(SCENES, tmp_path / "a" / "scenes")
-    return tmp_path / "a"
 
 
 def embed(folder: Path) -> FolderIndex:
@@ -52,7 +46,7 @@ def test_the_file_itself_can_be_left_out(folder: Path) -> None:
         content = FileContent.read(file)
         assert file.tell() == 0
     index = embed(folder)
-    copies = find_copies(index, content)
+    copies = list_copies(index, content)
     assert copies == ["same.jpg", "scenes/chair.jpg"]
     found, _ = find_similar(index, read_image(chair), exclude=copies)
     assert len(found) == 8
